@@ -1,0 +1,52 @@
+//! The ClusterMesh keyspace: key text, record bytes, and the events that carry them.
+//! Pure and total: undecodable bytes yield a rejection, never a panic.
+use bytes::Bytes;
+
+/// The kinds of entries that clusters exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// `nodes/v1`
+    Nodes,
+    /// `identities/v1`
+    Identities,
+    /// `ip/v1`
+    Ips,
+    /// `services/v1`
+    Services,
+}
+
+/// One change of a member's keyspace as its follower saw it. `suffix` is the key behind the kind's
+/// prefix (node name, decimal id, address, `namespace/name`), so that an entry is the same entry
+/// under `state/` and under `cache/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyEvent {
+    /// Created or changed; the bytes are not decoded yet.
+    Upsert {
+        /// What it is.
+        kind: Kind,
+        /// Key behind the kind's prefix.
+        suffix: Bytes,
+        /// Value as stored, shared by all who serve it.
+        value: Bytes,
+        /// The member store's mod revision; comparable within that store only.
+        revision: i64,
+    },
+    /// Deleted, or found missing by a relist.
+    Delete {
+        /// What it was.
+        kind: Kind,
+        /// Key behind the kind's prefix.
+        suffix: Bytes,
+    },
+    /// A (re)list of the kind begins: entries not seen again until `EndList` are stale.
+    BeginList {
+        /// The kind listed.
+        kind: Kind,
+    },
+    /// The list is complete: sweep what `BeginList` marked and no `Upsert` confirmed.
+    EndList {
+        /// The kind listed.
+        kind: Kind,
+    },
+}

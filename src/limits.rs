@@ -1,0 +1,23 @@
+//! Every bound and default interval, with the reason for its number.
+
+// --- keyspace ---
+/// Longest value that is decoded; larger ones are treated as undecodable (etcd's request default).
+pub const VALUE_BYTES_MAX: usize = 1_572_864;
+
+// --- store ---
+
+// --- serve ---
+
+// --- follower, peer ---
+
+// --- mesh ---
+/// Most pending deltas between the mesh and the datapath; past it a full reconcile is owed instead.
+pub const DELTA_QUEUE_MAX: usize = 262_144;
+
+// --- publish, source ---
+
+// --- policy ---
+
+// --- enforcer ---
+
+// --- admin ---

@@ -1,0 +1,55 @@
+//! Who is configured as a peer, and the state of the session with each.
+use std::path::PathBuf;
+
+use crate::types::{ClusterId, ClusterName};
+
+/// What is known of one peer; only status, never data. Field names follow Cilium's JSON.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PeerStatus {
+    /// From the file name.
+    pub name: ClusterName,
+    /// The file really read.
+    pub config_path: PathBuf,
+    /// Connected, configuration retrieved, and all kinds synced.
+    pub ready: bool,
+    /// A connection to its etcd stands.
+    pub connected: bool,
+    /// One line about the lowest layer that fails, or the connection.
+    pub status: String,
+    /// Its etcd's cluster id.
+    pub etcd_cluster_id: Option<u64>,
+    /// What its cluster-config says; `None` until retrieved.
+    pub config: Option<RemoteConfig>,
+    /// Kinds whose list is done in this connection.
+    pub synced: SyncedKinds,
+    /// Failed attempts since start.
+    pub num_failures: u64,
+    /// When the last one was, Unix seconds.
+    pub last_failure: Option<u64>,
+}
+
+/// The parts of a peer's cluster-config that matter to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RemoteConfig {
+    /// Its id.
+    pub cluster_id: ClusterId,
+    /// Data lives under `cilium/cache/`.
+    pub kvstoremesh: bool,
+    /// It writes canaries.
+    pub sync_canaries: bool,
+}
+
+/// Which kinds are synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct SyncedKinds {
+    /// `nodes/v1`
+    pub nodes: bool,
+    /// `ip/v1`
+    pub endpoints: bool,
+    /// `identities/v1`
+    pub identities: bool,
+    /// `services/v1`
+    pub services: bool,
+}
