@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs every tier: format, lints, borders, licences, unit,
+# property, direct, etcd and kernel. Run as root: the kernel tier fails, not skips, without it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib.sh
+source scripts/lib.sh
+
+need_packages "${BUILD_PACKAGES[@]}" "${PEER_PACKAGES[@]}" clang-format-19 shellcheck
+if ! command -v cargo-deny >/dev/null; then
+    run cargo install cargo-deny --locked
+fi
+
+run cargo fmt --check
+run clang-format-19 --dry-run --Werror bpf/*.c bpf/include/*.h
+run shellcheck scripts/*.sh .ci/run
+run cargo deny --locked check bans licenses sources
+run cargo clippy --locked --all-targets -- -D warnings
+run cargo clippy --locked --no-default-features --lib -- -D warnings
+run cargo test --locked --all-targets
+run env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
