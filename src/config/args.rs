@@ -1,0 +1,130 @@
+//! The agent's flags as clap reads them: all text, so that `config` can report every problem at
+//! once instead of clap's first. Each field's long name is also the key in the config directory.
+use std::path::PathBuf;
+
+/// Where the admin socket is; one flag for the agent, which serves it, and for its clients.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct SocketArg {
+    /// Unix socket of the agent [default: /run/tombolo/tombolo.sock].
+    #[arg(long, global = true, value_name = "PATH", env = "TOMBOLO_SOCKET_PATH")]
+    pub socket_path: Option<String>,
+}
+
+impl SocketArg {
+    /// The path for clients: as given, else the default.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        let given = self.socket_path.as_deref().filter(|text| !text.is_empty());
+        given.unwrap_or(super::SOCKET_PATH).into()
+    }
+}
+
+/// Flags of `tombolo agent`. An empty value counts as not given.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    /// Name of this cluster: 1-32 lower-case letters, digits or '-'. Required.
+    #[arg(long, value_name = "NAME", env = "TOMBOLO_CLUSTER_NAME")]
+    pub cluster_name: Option<String>,
+    /// Number of this cluster, unique in the mesh, from 1 on. Required.
+    #[arg(long, value_name = "ID", env = "TOMBOLO_CLUSTER_ID")]
+    pub cluster_id: Option<String>,
+    /// Most clusters in the mesh, the same in all of them: 255 or 511 [default: 255].
+    #[arg(long, value_name = "COUNT", env = "TOMBOLO_MAX_CONNECTED_CLUSTERS")]
+    pub max_connected_clusters: Option<String>,
+    /// Name of this node, unique in the cluster [default: the host name].
+    #[arg(long, value_name = "NAME", env = "TOMBOLO_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Directory of peer files, watched for changes [default: /var/lib/clustermesh].
+    #[arg(long, value_name = "DIR", env = "TOMBOLO_CLUSTERMESH_CONFIG")]
+    pub clustermesh_config: Option<String>,
+    /// Directory for what must survive restarts [default: /var/lib/tombolo].
+    #[arg(long, value_name = "DIR", env = "TOMBOLO_STATE_DIR")]
+    pub state_dir: Option<String>,
+    /// The bpf filesystem [default: /sys/fs/bpf].
+    #[arg(long, value_name = "DIR", env = "TOMBOLO_BPF_ROOT")]
+    pub bpf_root: Option<String>,
+    /// Directory of manifests that say what is local, watched for changes [default: none].
+    #[arg(long, value_name = "DIR", env = "TOMBOLO_MANIFESTS_DIR")]
+    pub manifests_dir: Option<String>,
+    /// Directory of policy files, watched for changes [default: none].
+    #[arg(long, value_name = "DIR", env = "TOMBOLO_POLICY_DIR")]
+    pub policy_dir: Option<String>,
+    /// Address of the etcd face that peers dial; ':PORT' is all IPv4 addresses [default: :2379].
+    #[arg(long, value_name = "ADDR", env = "TOMBOLO_LISTEN")]
+    pub listen: Option<String>,
+    /// Address for /metrics, or 'off' [default: :9962].
+    #[arg(long, value_name = "ADDR", env = "TOMBOLO_PROMETHEUS_SERVE_ADDR")]
+    pub prometheus_serve_addr: Option<String>,
+    /// Port for /healthz and /readyz on all IPv4 addresses, or 'off' [default: 9880].
+    #[arg(long, value_name = "PORT", env = "TOMBOLO_HEALTH_PORT")]
+    pub health_port: Option<String>,
+    /// Certificate of the etcd face [default: certs/server.crt in the state directory].
+    #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_CERT_FILE")]
+    pub tls_cert_file: Option<String>,
+    /// Its private key [default: certs/server.key in the state directory].
+    #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_KEY_FILE")]
+    pub tls_key_file: Option<String>,
+    /// This cluster's CA, which clients' certificates must come from [default: certs/ca.crt in the
+    /// state directory].
+    #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_CA_FILE")]
+    pub tls_ca_file: Option<String>,
+    /// Policy selectors that name no cluster mean the local one [default: true].
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "TOMBOLO_POLICY_DEFAULT_LOCAL_CLUSTER",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub policy_default_local_cluster: Option<String>,
+    /// Directory with one file per key; a key is a flag without '--' [default: none].
+    #[arg(long, value_name = "DIR", env = "TOMBOLO_CONFIG_DIR")]
+    pub config_dir: Option<String>,
+    /// Form of the log lines: logfmt or json [default: logfmt].
+    #[arg(long, value_name = "FORMAT", env = "TOMBOLO_LOG_FORMAT")]
+    pub log_format: Option<String>,
+    /// Log also what only developers need [default: false].
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "TOMBOLO_DEBUG",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub debug: Option<String>,
+}
+
+impl Args {
+    /// All keys that a config directory may hold, with what flag or environment gave for them.
+    pub(super) fn given<'a>(
+        &'a self,
+        socket: &'a SocketArg,
+    ) -> [(&'static str, &'a Option<String>); 19] {
+        [
+            ("cluster-name", &self.cluster_name),
+            ("cluster-id", &self.cluster_id),
+            ("max-connected-clusters", &self.max_connected_clusters),
+            ("node-name", &self.node_name),
+            ("clustermesh-config", &self.clustermesh_config),
+            ("state-dir", &self.state_dir),
+            ("socket-path", &socket.socket_path),
+            ("bpf-root", &self.bpf_root),
+            ("manifests-dir", &self.manifests_dir),
+            ("policy-dir", &self.policy_dir),
+            ("listen", &self.listen),
+            ("prometheus-serve-addr", &self.prometheus_serve_addr),
+            ("health-port", &self.health_port),
+            ("tls-cert-file", &self.tls_cert_file),
+            ("tls-key-file", &self.tls_key_file),
+            ("tls-ca-file", &self.tls_ca_file),
+            (
+                "policy-default-local-cluster",
+                &self.policy_default_local_cluster,
+            ),
+            ("log-format", &self.log_format),
+            ("debug", &self.debug),
+        ]
+    }
+}

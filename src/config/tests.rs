@@ -1,0 +1,164 @@
+use clap::Parser as _;
+
+use super::*;
+
+#[derive(Debug, clap::Parser)]
+struct Command {
+    #[command(flatten)]
+    socket: SocketArg,
+    #[command(flatten)]
+    args: Args,
+}
+
+fn load(args: &[&str]) -> Result<Config, Vec<(String, String)>> {
+    let command = Command::parse_from(std::iter::once("agent").chain(args.iter().copied()));
+    Config::load(&command.args, &command.socket).map_err(|error| {
+        error
+            .problems
+            .into_iter()
+            .map(|p| (p.key, p.message))
+            .collect()
+    })
+}
+
+const MINIMAL: [&str; 4] = [
+    "--cluster-name=cluster1",
+    "--cluster-id=101",
+    "--node-name=n1",
+    "--debug",
+];
+
+#[test]
+fn defaults_are_as_documented_and_none_points_into_examples() {
+    let config = load(&MINIMAL).unwrap();
+    assert_eq!(config.cluster_name.as_str(), "cluster1");
+    assert_eq!(config.cluster_id.get(), 101);
+    assert_eq!(config.listen.to_string(), "0.0.0.0:2379");
+    assert_eq!(
+        config.prometheus_serve_addr.unwrap().to_string(),
+        "0.0.0.0:9962"
+    );
+    assert_eq!(config.health_addr.unwrap().to_string(), "0.0.0.0:9880");
+    assert_eq!(config.socket_path, Path::new("/run/tombolo/tombolo.sock"));
+    assert_eq!(config.clustermesh_config, Path::new("/var/lib/clustermesh"));
+    assert_eq!(
+        config.tls_key_file,
+        Path::new("/var/lib/tombolo/certs/server.key")
+    );
+    assert_eq!(
+        (config.manifests_dir.as_ref(), config.policy_dir.as_ref()),
+        (None, None)
+    );
+    assert!(config.policy_default_local_cluster && config.debug);
+    assert!(!format!("{config:?}").contains("certs-example"));
+}
+
+#[test]
+fn every_flag_is_a_key_with_an_environment_variable() {
+    let command = <Command as clap::CommandFactory>::command();
+    let socket = SocketArg::default();
+    let args = Args::default();
+    let keys = args.given(&socket).map(|(key, _)| key);
+    for arg in command.get_arguments() {
+        let Some(long) = arg.get_long().filter(|long| *long != "help") else {
+            continue;
+        };
+        assert!(long == "config-dir" || keys.contains(&long), "{long}");
+        let env = format!("TOMBOLO_{}", long.to_uppercase().replace('-', "_"));
+        assert_eq!(
+            arg.get_env().and_then(|env| env.to_str()),
+            Some(env.as_str())
+        );
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        assert!(!help.contains("certs-example"), "{long}");
+    }
+    assert_eq!(command.get_arguments().count(), keys.len() + 1);
+}
+
+#[test]
+fn all_problems_are_reported_at_once_each_with_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("cluster-idd"), "7").unwrap();
+    std::fs::write(dir.path().join("listen"), "nowhere\n").unwrap();
+    std::fs::create_dir(dir.path().join("bpf-root")).unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let socket = "/".repeat(108);
+    let problems = load(&[
+        "--config-dir",
+        dir,
+        "--cluster-id=0",
+        "--max-connected-clusters=300",
+        "--node-name=a/b",
+        "--health-port=70000",
+        "--debug=yes",
+        "--log-format=xml",
+        "--socket-path",
+        &socket,
+    ])
+    .unwrap_err();
+    let keys: Vec<_> = problems.iter().map(|(key, _)| key.as_str()).collect();
+    let expected = [
+        "cluster-name",
+        "cluster-id",
+        "max-connected-clusters",
+        "node-name",
+        "socket-path",
+        "bpf-root",
+        "listen",
+        "health-port",
+        "log-format",
+        "debug",
+        "cluster-idd",
+    ];
+    assert_eq!(keys, expected);
+    assert!(
+        problems[0]
+            .1
+            .contains("--cluster-name or TOMBOLO_CLUSTER_NAME")
+    );
+    assert!(problems[1].1.contains("1..=255"), "{}", problems[1].1);
+    assert!(
+        problems[6].1.contains("/listen)"),
+        "names the file: {}",
+        problems[6].1
+    );
+    assert!(problems[10].1.starts_with("unknown key"));
+    let missing = load(&["--config-dir=/nowhere", MINIMAL[0], MINIMAL[1]]).unwrap_err();
+    assert_eq!(missing[0].0, "config-dir");
+}
+
+#[test]
+fn flag_beats_directory_beats_default() {
+    let dir = tempfile::tempdir().unwrap();
+    for (key, value) in [
+        ("cluster-id", "9\n"),
+        ("listen", "127.0.0.1:1"),
+        ("..data", "x"),
+        ("debug", ""),
+    ] {
+        std::fs::write(dir.path().join(key), value).unwrap();
+    }
+    std::fs::write(dir.path().join("policy-default-local-cluster"), "false").unwrap();
+    std::fs::write(dir.path().join("prometheus-serve-addr"), "off").unwrap();
+    let mut args = vec!["--config-dir", dir.path().to_str().unwrap()];
+    args.extend(MINIMAL);
+    args.push("--listen=");
+    let config = load(&args).unwrap();
+    assert_eq!(config.cluster_id.get(), 101);
+    assert_eq!(
+        config.listen.to_string(),
+        "127.0.0.1:1",
+        "an empty flag is not given"
+    );
+    assert_eq!(config.prometheus_serve_addr, None);
+    assert!(!config.policy_default_local_cluster);
+}
+
+#[test]
+fn larger_meshes_allow_larger_ids() {
+    let [name, _, node, _] = MINIMAL;
+    let ids = |max: &'static str, id: &'static str| load(&[name, node, max, id]).is_ok();
+    assert!(ids("--max-connected-clusters=511", "--cluster-id=511"));
+    assert!(!ids("--max-connected-clusters=511", "--cluster-id=512"));
+    assert!(!ids("--max-connected-clusters=255", "--cluster-id=256"));
+}
