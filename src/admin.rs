@@ -1,1 +1,247 @@
-//! (written next)
+//! The agent's face for operators: status, listings, drop stream, health and metrics over HTTP.
+//!
+//! Always true: it only reads. Everything it shows is a status that others keep; nothing upstream
+//! waits for it, and a reader of the drop stream who is too slow loses events and is told how many.
+//! The unix socket (mode 0600) has all routes; the TCP addresses have health or metrics only.
+//! It runs on a current-thread runtime of its own, so that a scrape can't delay a watch.
+//! Absent on purpose: any route that changes something.
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    enforcer::DropEvent,
+    lifecycle::{Readiness, Tasks},
+    mesh::View,
+    peer::PeerStatus,
+    types::{ClusterId, ClusterName, LocalEndpoint, MaxClusters},
+};
+
+pub mod metrics;
+mod routes;
+pub mod wire;
+
+#[cfg(test)]
+mod tests;
+
+/// What admin reads. Built once by the wiring.
+#[derive(Clone)]
+pub struct State {
+    /// This cluster's name.
+    pub cluster_name: ClusterName,
+    /// This cluster's number.
+    pub cluster_id: ClusterId,
+    /// How identities are split.
+    pub max_clusters: MaxClusters,
+    /// This node's name.
+    pub node_name: String,
+    /// State of all clusters.
+    pub view: View,
+    /// The sessions, one per configured peer; any order.
+    pub peers: Arc<dyn Fn() -> Vec<PeerStatus> + Send + Sync>,
+    /// The workloads of this node; any order.
+    pub endpoints: watch::Receiver<Vec<Arc<LocalEndpoint>>>,
+    /// Packets that the datapath dropped. Its capacity is what a slow reader may lag.
+    pub drops: broadcast::Sender<DropEvent>,
+    /// What is not ready yet.
+    pub readiness: Readiness,
+    /// All metrics.
+    pub registry: prometheus::Registry,
+    /// When the process started.
+    pub started: Instant,
+    /// Standing errors that an operator must repair (manifest and policy files, …), one line each.
+    pub errors: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// The datapath's own status; any JSON, shown as it is.
+    pub datapath: watch::Receiver<serde_json::Value>,
+}
+
+/// Where admin listens.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// The unix socket with all routes.
+    pub socket_path: PathBuf,
+    /// TCP address of `/metrics`.
+    pub prometheus: Option<SocketAddr>,
+    /// TCP address of `/healthz` and `/readyz`.
+    pub health: Option<SocketAddr>,
+}
+
+/// The addresses really bound, which matters for port 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// Of `/metrics`.
+    pub prometheus: Option<SocketAddr>,
+    /// Of `/healthz` and `/readyz`.
+    pub health: Option<SocketAddr>,
+}
+
+/// Why admin can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket's directory is missing and can't be made.
+    #[error("create the directory of socket {}", path.display())]
+    Directory {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Somebody answers there: another agent runs with the same socket.
+    #[error("socket {} is in use by another agent; give each its own --socket-path", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something that is not a socket is there; it is not ours to remove.
+    #[error("{} exists and is not a socket", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket can't be bound.
+    #[error("bind socket {}", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A TCP address can't be bound.
+    #[error("bind {addr} for {what}")]
+    Tcp {
+        /// The address.
+        addr: SocketAddr,
+        /// `health` or `metrics`.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The thread can't be started.
+    #[error("start the admin thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Binds everything, then serves as task `admin` until shutdown.
+///
+/// # Errors
+/// If an address can't be bound; nothing is served then.
+pub fn start(tasks: &Tasks, listen: &Listen, state: State) -> Result<Bound, Error> {
+    let metrics = bind_tcp(listen.prometheus, "metrics")?;
+    let health = bind_tcp(listen.health, "health")?;
+    let socket = bind_socket(&listen.socket_path)?;
+    let addr = |tcp: &Option<TcpListener>| tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
+    let bound = Bound {
+        prometheus: addr(&metrics),
+        health: addr(&health),
+    };
+    let listeners = Listeners {
+        socket,
+        metrics,
+        health,
+    };
+    let path = listen.socket_path.clone();
+    tasks
+        .spawn_thread("admin", move |token| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let result = runtime.block_on(serve(listeners, Arc::new(state), token));
+            // A stale file would be replaced anyhow; without it clients fail with a better word.
+            drop(std::fs::remove_file(path));
+            Ok(result?)
+        })
+        .map_err(Error::Thread)?;
+    Ok(bound)
+}
+
+struct Listeners {
+    socket: UnixListener,
+    metrics: Option<TcpListener>,
+    health: Option<TcpListener>,
+}
+
+async fn serve(
+    listeners: Listeners,
+    state: Arc<State>,
+    token: CancellationToken,
+) -> std::io::Result<()> {
+    let shutdown = || token.clone().cancelled_owned();
+    let socket = tokio::net::UnixListener::from_std(listeners.socket)?;
+    let all = routes::all(Arc::clone(&state), token.clone());
+    let tcp = |listener: Option<TcpListener>, router: axum::Router| async {
+        let Some(listener) = listener else {
+            return Ok(());
+        };
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        axum::serve(listener, router)
+            .with_graceful_shutdown(shutdown())
+            .await
+    };
+    tokio::try_join!(
+        async {
+            axum::serve(socket, all)
+                .with_graceful_shutdown(shutdown())
+                .await
+        },
+        tcp(listeners.metrics, routes::metrics(Arc::clone(&state))),
+        tcp(listeners.health, routes::health(state)),
+    )?;
+    Ok(())
+}
+
+fn bind_tcp(addr: Option<SocketAddr>, what: &'static str) -> Result<Option<TcpListener>, Error> {
+    let Some(addr) = addr else { return Ok(None) };
+    let bind = || {
+        let listener = TcpListener::bind(addr)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    bind()
+        .map(Some)
+        .map_err(|source| Error::Tcp { addr, what, source })
+}
+
+/// Binds under a temporary name and renames: the file never exists with a wider mode, and a stale
+/// socket is replaced in one step.
+fn bind_socket(path: &Path) -> Result<UnixListener, Error> {
+    let directory = path.parent().unwrap_or_else(|| Path::new(""));
+    if !directory.as_os_str().is_empty() {
+        std::fs::create_dir_all(directory).map_err(|source| Error::Directory {
+            path: path.into(),
+            source,
+        })?;
+    }
+    if let Ok(metadata) = std::fs::symlink_metadata(path) {
+        if !metadata.file_type().is_socket() {
+            return Err(Error::NotASocket { path: path.into() });
+        }
+        if UnixStream::connect(path).is_ok() {
+            return Err(Error::InUse { path: path.into() });
+        }
+    }
+    let temporary = directory.join(format!(".{}", std::process::id()));
+    let bind = || {
+        let listener = UnixListener::bind(&temporary)?;
+        listener.set_nonblocking(true)?;
+        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&temporary, path)?;
+        Ok(listener)
+    };
+    bind().map_err(|source| {
+        drop(std::fs::remove_file(&temporary));
+        Error::Socket {
+            path: path.into(),
+            source,
+        }
+    })
+}

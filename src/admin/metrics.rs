@@ -1,0 +1,283 @@
+//! Metrics that are read from a status at the time of the scrape, not counted where they happen.
+//!
+//! Names and types under `tombolo_clustermesh_` are those of Cilium's agent with our prefix, so
+//! that its alerts need one replacement; `…_failures` is a gauge there, therefore here too.
+use std::{collections::HashMap, sync::Arc};
+
+use prometheus::{
+    core::{Collector, Desc},
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+use super::State;
+use crate::{keyspace::Kind, policy::Direction};
+
+/// Registers what is read from the peers and the mesh.
+///
+/// # Errors
+/// If they are registered already.
+pub fn register_mesh(state: &State) -> Result<(), prometheus::Error> {
+    let collector = Statuses {
+        families: MESH,
+        read: mesh_samples(state.clone()),
+    };
+    state.registry.register(Box::new(collector))
+}
+
+/// Packets dropped for one reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DropCount {
+    /// As in the drop events.
+    pub reason: &'static str,
+    /// Seen from the endpoint.
+    pub direction: Direction,
+    /// Packets, since the datapath's maps were made.
+    pub packets: u64,
+}
+
+/// Registers `tombolo_drop_count_total`, read by `counts` at each scrape; each pair of reason and
+/// direction at most once.
+///
+/// # Errors
+/// If it is registered already.
+pub fn register_drops(
+    registry: &prometheus::Registry,
+    counts: impl Fn() -> Vec<DropCount> + Send + Sync + 'static,
+) -> Result<(), prometheus::Error> {
+    let read = move || {
+        let sample = |count: DropCount| {
+            let direction = match count.direction {
+                Direction::Ingress => "INGRESS",
+                Direction::Egress => "EGRESS",
+            };
+            let labels = vec![count.reason.to_owned(), direction.to_owned()];
+            Sample {
+                family: 0,
+                labels,
+                value: as_float(count.packets),
+            }
+        };
+        counts().into_iter().map(sample).collect()
+    };
+    registry.register(Box::new(Statuses {
+        families: DROPS,
+        read: Arc::new(read),
+    }))
+}
+
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    labels: &'static [&'static str],
+}
+
+struct Sample {
+    /// Index into the collector's families.
+    family: usize,
+    /// As many as the family's labels.
+    labels: Vec<String>,
+    value: f64,
+}
+
+const DROPS: &[Family] = &[Family {
+    name: "tombolo_drop_count_total",
+    help: "Packets dropped by the datapath. If it rises unexpectedly: tombolo monitor --type drop",
+    kind: MetricType::COUNTER,
+    labels: &["reason", "direction"],
+}];
+
+const NODE: &[&str] = &["source_cluster", "source_node_name"];
+const PEER: &[&str] = &["source_cluster", "source_node_name", "target_cluster"];
+const GAUGE: MetricType = MetricType::GAUGE;
+
+const MESH: &[Family] = &[
+    Family {
+        name: "tombolo_clustermesh_remote_clusters",
+        help: "Peers configured on this node. Must equal the number of peer files.",
+        kind: GAUGE,
+        labels: NODE,
+    },
+    Family {
+        name: "tombolo_clustermesh_remote_cluster_readiness_status",
+        help: "1 if the peer is connected and synced. If 0: tombolo status names the failed layer.",
+        kind: GAUGE,
+        labels: PEER,
+    },
+    Family {
+        name: "tombolo_clustermesh_remote_cluster_failures",
+        help: "Failed attempts to reach the peer. If it keeps rising: tombolo status.",
+        kind: GAUGE,
+        labels: PEER,
+    },
+    Family {
+        name: "tombolo_clustermesh_remote_cluster_last_failure_ts",
+        help: "Unix time of the last failed attempt, 0 if there was none.",
+        kind: GAUGE,
+        labels: PEER,
+    },
+    Family {
+        name: "tombolo_clustermesh_remote_cluster_nodes",
+        help: "Nodes that the peer exports. If 0 while ready, look at the peer.",
+        kind: GAUGE,
+        labels: PEER,
+    },
+    Family {
+        name: "tombolo_mesh_entries",
+        help: "Entries held of each cluster, the own one included.",
+        kind: GAUGE,
+        labels: &["target_cluster", "kind"],
+    },
+    Family {
+        name: "tombolo_rejected_keys_total",
+        help: "Entries of a peer that were refused. If it rises: tombolo status --verbose.",
+        kind: MetricType::COUNTER,
+        labels: &["target_cluster", "reason"],
+    },
+];
+
+type Read = Arc<dyn Fn() -> Vec<Sample> + Send + Sync>;
+
+fn mesh_samples(state: State) -> Read {
+    // The registry must not own itself.
+    let State {
+        cluster_name,
+        node_name,
+        view,
+        peers,
+        ..
+    } = state;
+    let own = move |more: Option<&str>| {
+        let mut labels = vec![cluster_name.to_string(), node_name.clone()];
+        labels.extend(more.map(str::to_owned));
+        labels
+    };
+    Arc::new(move || {
+        let peers = peers();
+        let value = f64::from(u32::try_from(peers.len()).unwrap_or(u32::MAX));
+        let mut samples = vec![Sample {
+            family: 0,
+            labels: own(None),
+            value,
+        }];
+        for peer in peers {
+            let nodes = view
+                .counts
+                .get(&(peer.name.clone(), Kind::Nodes))
+                .map_or(0, |n| *n);
+            let values = [
+                u64::from(peer.ready),
+                peer.num_failures,
+                peer.last_failure.unwrap_or(0),
+                nodes,
+            ];
+            for (index, value) in values.into_iter().enumerate() {
+                let labels = own(Some(peer.name.as_str()));
+                samples.push(Sample {
+                    family: 1 + index,
+                    labels,
+                    value: as_float(value),
+                });
+            }
+        }
+        for entry in view.counts.iter() {
+            let (cluster, kind) = entry.key();
+            let kind = match kind {
+                Kind::Nodes => "nodes",
+                Kind::Identities => "identities",
+                Kind::Ips => "ips",
+                Kind::Services => "services",
+            };
+            let labels = vec![cluster.to_string(), kind.to_owned()];
+            samples.push(Sample {
+                family: 5,
+                labels,
+                value: as_float(*entry.value()),
+            });
+        }
+        for entry in view.rejected.iter() {
+            let (cluster, reason) = entry.key();
+            let labels = vec![cluster.to_string(), (*reason).to_owned()];
+            samples.push(Sample {
+                family: 6,
+                labels,
+                value: as_float(*entry.value()),
+            });
+        }
+        samples
+    })
+}
+
+/// Prometheus knows only floats; above 2^53 a count loses its last digits.
+#[expect(clippy::cast_precision_loss, reason = "see above")]
+fn as_float(count: u64) -> f64 {
+    count as f64
+}
+
+struct Statuses {
+    families: &'static [Family],
+    /// One per family; the registry tells collectors apart by them.
+    descs: Vec<Desc>,
+    read: Read,
+}
+
+impl Statuses {
+    fn new(families: &'static [Family], read: Read) -> Result<Self, prometheus::Error> {
+        let desc = |family: &Family| {
+            let labels = family.labels.iter().map(|label| (*label).to_owned()).collect();
+            Desc::new(family.name.to_owned(), family.help.to_owned(), labels, HashMap::new())
+        };
+        let descs = families.iter().map(desc).collect::<Result<_, _>>()?;
+        Ok(Self { families, descs, read })
+    }
+}
+
+impl Collector for Statuses {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut metrics: Vec<Vec<Metric>> = self.families.iter().map(|_| Vec::new()).collect();
+        for sample in (self.read)() {
+            let family = &self.families[sample.family];
+            let pairs = family
+                .labels
+                .iter()
+                .zip(sample.labels)
+                .map(|(name, value)| {
+                    let mut pair = LabelPair::default();
+                    pair.set_name((*name).to_owned());
+                    pair.set_value(value);
+                    pair
+                });
+            let mut pairs: Vec<_> = pairs.collect();
+            pairs.sort_by(|a, b| a.name().cmp(b.name()));
+            let mut metric = Metric::from_label(pairs);
+            if family.kind == MetricType::COUNTER {
+                let mut counter = Counter::default();
+                counter.set_value(sample.value);
+                metric.set_counter(counter);
+            } else {
+                let mut gauge = Gauge::default();
+                gauge.set_value(sample.value);
+                metric.set_gauge(gauge);
+            }
+            metrics[sample.family].push(metric);
+        }
+        let families = self
+            .families
+            .iter()
+            .zip(metrics)
+            .filter(|(_, m)| !m.is_empty());
+        let families = families.map(|(family, metrics)| {
+            let mut output = MetricFamily::default();
+            output.set_name(family.name.to_owned());
+            output.set_help(family.help.to_owned());
+            output.set_field_type(family.kind);
+            output.set_metric(metrics);
+            output
+        });
+        families.collect()
+    }
+}

@@ -1,0 +1,281 @@
+//! The routes and how their answers are put together.
+use std::{convert::Infallible, sync::Arc, time::SystemTime};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::State as Extract,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use futures::StreamExt as _;
+use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
+use tokio_util::sync::CancellationToken;
+
+use super::{State, wire};
+use crate::{
+    keyspace::Kind,
+    peer::PeerStatus,
+    types::{IdentityId, Labels},
+};
+
+type Shared = Extract<Arc<State>>;
+
+/// Everything, for the unix socket. Streams end when `token` is cancelled.
+pub(super) fn all(state: Arc<State>, token: CancellationToken) -> Router {
+    let monitor = move |state: Shared| {
+        let token = token.clone();
+        async move { monitor(&state, token) }
+    };
+    Router::new()
+        .route(
+            "/v1/status",
+            get(async |state: Shared| Json(status(&state))),
+        )
+        .route("/v1/nodes", get(async |state: Shared| Json(nodes(&state))))
+        .route(
+            "/v1/identities",
+            get(async |state: Shared| Json(identities(&state))),
+        )
+        .route(
+            "/v1/endpoints",
+            get(async |state: Shared| Json(endpoints(&state))),
+        )
+        .route("/v1/ip", get(async |state: Shared| Json(ips(&state))))
+        .route("/v1/monitor", get(monitor))
+        .with_state(Arc::clone(&state))
+        .merge(health(Arc::clone(&state)))
+        .merge(metrics(state))
+}
+
+/// `/healthz` and `/readyz`.
+pub(super) fn health(state: Arc<State>) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(async |state: Shared| readyz(&state)))
+        .with_state(state)
+}
+
+/// `/metrics`.
+pub(super) fn metrics(state: Arc<State>) -> Router {
+    Router::new()
+        .route("/metrics", get(async |state: Shared| metrics_text(&state)))
+        .with_state(state)
+}
+
+fn readyz(state: &State) -> Response {
+    let waiting = state.readiness.waiting();
+    if waiting.is_empty() {
+        return "Ready\n".into_response();
+    }
+    let text = format!("NotReady\nwaiting for: {}\n", waiting.join(", "));
+    (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+}
+
+fn metrics_text(state: &State) -> Response {
+    let families = state.registry.gather();
+    match prometheus::TextEncoder::new().encode_to_string(&families) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// Subscribed before the answer begins: whoever has read its header misses nothing that follows.
+fn monitor(state: &State, token: CancellationToken) -> Response {
+    let events = BroadcastStream::new(state.drops.subscribe()).map(|event| {
+        let line = match event {
+            Ok(event) => wire::MonitorLine::Drop((&event).into()),
+            Err(BroadcastStreamRecvError::Lagged(count)) => wire::MonitorLine::Lost { count },
+        };
+        // Plain numbers and text: there is nothing in it that JSON can't express.
+        let mut text = serde_json::to_string(&line).unwrap_or_default();
+        text.push('\n');
+        Ok::<_, Infallible>(text)
+    });
+    let body = Body::from_stream(events.take_until(token.cancelled_owned()));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+fn status(state: &State) -> wire::Status {
+    let mut peers = (state.peers)();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    let clusters: Vec<_> = peers
+        .iter()
+        .map(|peer| remote_cluster(state, peer))
+        .collect();
+    let services = clusters.iter().map(|c| c.counts.num_shared_services).max();
+    let waiting = state.readiness.waiting();
+    let endpoints = state.endpoints.borrow().clone();
+    let not_enforced = endpoints.iter().filter(|e| e.interface.is_none());
+    let mut not_enforced: Vec<_> = not_enforced
+        .map(|e| format!("{}/{}", e.namespace, e.name))
+        .collect();
+    not_enforced.sort();
+    let rejected = state.view.rejected.iter().map(|entry| {
+        let (cluster, reason) = entry.key();
+        wire::Rejected {
+            cluster: cluster.to_string(),
+            reason: (*reason).to_owned(),
+            count: *entry.value(),
+        }
+    });
+    let mut rejected: Vec<_> = rejected.collect();
+    rejected.sort_by(|a, b| (&a.cluster, &a.reason).cmp(&(&b.cluster, &b.reason)));
+    wire::Status {
+        cluster: wire::Cluster {
+            name: state.cluster_name.to_string(),
+            id: state.cluster_id.get(),
+            max_connected_clusters: state.max_clusters.max_id(),
+        },
+        node_name: state.node_name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        time: unix_seconds(),
+        uptime_seconds: state.started.elapsed().as_secs(),
+        ready: waiting.is_empty(),
+        waiting,
+        cluster_mesh: wire::ClusterMesh {
+            clusters,
+            num_global_services: services.unwrap_or(0),
+        },
+        local: counts(state, &state.cluster_name),
+        num_local_endpoints: endpoints.len(),
+        not_enforced,
+        errors: (state.errors)(),
+        rejected,
+        datapath: state.datapath.borrow().clone(),
+    }
+}
+
+fn unix_seconds() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.map(|time| time.as_secs()).unwrap_or_default()
+}
+
+fn counts(state: &State, cluster: &crate::types::ClusterName) -> wire::Counts {
+    let count = |kind| {
+        let count = state.view.counts.get(&(cluster.clone(), kind));
+        count.map(|count| *count).unwrap_or_default()
+    };
+    wire::Counts {
+        num_nodes: count(Kind::Nodes),
+        num_endpoints: count(Kind::Ips),
+        num_identities: count(Kind::Identities),
+        num_shared_services: count(Kind::Services),
+    }
+}
+
+fn remote_cluster(state: &State, peer: &PeerStatus) -> wire::RemoteCluster {
+    let config = peer.config.as_ref();
+    wire::RemoteCluster {
+        name: peer.name.to_string(),
+        config_path: peer.config_path.display().to_string(),
+        ready: peer.ready,
+        connected: peer.connected,
+        status: match peer.etcd_cluster_id {
+            Some(id) if peer.connected && !peer.status.contains("ID:") => {
+                format!("{}, ID: {id:x}", peer.status)
+            }
+            _ => peer.status.clone(),
+        },
+        counts: counts(state, &peer.name),
+        num_failures: peer.num_failures,
+        last_failure: peer.last_failure,
+        config: wire::RemoteConfig {
+            required: true,
+            retrieved: config.is_some(),
+            cluster_id: config.map(|c| c.cluster_id.get()).unwrap_or_default(),
+            kvstoremesh: config.is_some_and(|c| c.kvstoremesh),
+            sync_canaries: config.is_some_and(|c| c.sync_canaries),
+        },
+        synced: wire::Synced {
+            nodes: peer.synced.nodes,
+            endpoints: peer.synced.endpoints,
+            identities: peer.synced.identities,
+            services: peer.synced.services,
+        },
+    }
+}
+
+fn nodes(state: &State) -> Vec<wire::Node> {
+    let nodes = state.view.nodes.iter().map(|entry| {
+        let (cluster, name) = entry.key();
+        let node = entry.value();
+        wire::Node {
+            cluster: cluster.to_string(),
+            name: name.clone(),
+            ipv4: node.ipv4,
+            ipv4_cidr: node.ipv4_cidr.map(|cidr| cidr.to_string()),
+            ipv6: node.ipv6,
+            ipv6_cidr: node.ipv6_cidr.map(|cidr| cidr.to_string()),
+            source: node.source.to_owned(),
+        }
+    });
+    let mut nodes: Vec<_> = nodes.collect();
+    nodes.sort_by(|a, b| (&a.cluster, &a.name).cmp(&(&b.cluster, &b.name)));
+    nodes
+}
+
+fn identities(state: &State) -> Vec<wire::Identity> {
+    // 0 means that none is known; it is nobody's identity.
+    let reserved = (1..256).filter_map(|id| {
+        let name = IdentityId(id).reserved_name()?;
+        let labels = vec![format!("reserved:{name}")];
+        Some(wire::Identity {
+            id,
+            labels,
+            cluster: None,
+            revision: None,
+        })
+    });
+    let known = state.view.identities.iter().map(|entry| wire::Identity {
+        id: entry.key().0,
+        labels: label_texts(&entry.value().labels),
+        cluster: Some(entry.value().cluster.to_string()),
+        revision: Some(entry.value().revision),
+    });
+    let mut identities: Vec<_> = reserved.chain(known).collect();
+    identities.sort_by_key(|identity| identity.id);
+    identities
+}
+
+fn label_texts(labels: &Labels) -> Vec<String> {
+    labels.as_slice().iter().map(ToString::to_string).collect()
+}
+
+fn endpoints(state: &State) -> Vec<wire::Endpoint> {
+    let known = state.endpoints.borrow().clone();
+    let endpoints = known.iter().map(|endpoint| wire::Endpoint {
+        id: endpoint.id.0,
+        identity: endpoint.identity.0,
+        labels: label_texts(&endpoint.labels),
+        namespace: endpoint.namespace.clone(),
+        name: endpoint.name.clone(),
+        addresses: endpoint.addresses.clone(),
+        interface: endpoint.interface.clone(),
+        named_ports: endpoint
+            .named_ports
+            .iter()
+            .map(|port| format!("{}:{}/{}", port.name, port.port, port.protocol))
+            .collect(),
+    });
+    let mut endpoints: Vec<_> = endpoints.collect();
+    endpoints.sort_by_key(|endpoint| endpoint.id);
+    endpoints
+}
+
+fn ips(state: &State) -> Vec<wire::Ip> {
+    let mut known: Vec<_> = state
+        .view
+        .addresses
+        .iter()
+        .map(|e| (*e.key(), *e.value()))
+        .collect();
+    known.sort_by_key(|(prefix, _)| *prefix);
+    let ips = known.into_iter().map(|(prefix, target)| wire::Ip {
+        prefix: prefix.to_string(),
+        identity: target.identity.0,
+        cluster_id: target.cluster.get(),
+    });
+    ips.collect()
+}

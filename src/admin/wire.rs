@@ -1,0 +1,269 @@
+//! What the admin routes answer, as JSON; shared with the command line, which reads it back.
+//! Names in the mesh part of the status follow Cilium's JSON (kebab-case).
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{enforcer::DropEvent, policy::Direction};
+
+/// `/v1/status`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// This cluster.
+    pub cluster: Cluster,
+    /// This node's name.
+    pub node_name: String,
+    /// The agent's version.
+    pub version: String,
+    /// When this was written, Unix seconds by the agent's clock.
+    pub time: u64,
+    /// How long the agent runs.
+    pub uptime_seconds: u64,
+    /// Nothing is waited for.
+    pub ready: bool,
+    /// What is waited for, empty when ready.
+    pub waiting: Vec<String>,
+    /// The peers.
+    pub cluster_mesh: ClusterMesh,
+    /// What the own cluster holds, all its nodes.
+    pub local: Counts,
+    /// How many workloads this node has.
+    pub num_local_endpoints: usize,
+    /// Those without a known interface, as `namespace/name`: nothing is enforced for them.
+    pub not_enforced: Vec<String>,
+    /// What an operator must repair, one line each.
+    pub errors: Vec<String>,
+    /// Peers' entries that were refused, sorted by cluster and reason.
+    pub rejected: Vec<Rejected>,
+    /// The datapath's own status.
+    pub datapath: serde_json::Value,
+}
+
+/// The own cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Cluster {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub id: u32,
+    /// Largest cluster id of the mesh.
+    pub max_connected_clusters: u32,
+}
+
+/// The mesh block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClusterMesh {
+    /// One per configured peer, sorted by name.
+    pub clusters: Vec<RemoteCluster>,
+    /// Services that peers share; those of several peers under one name are not told apart yet, so
+    /// it is the largest peer's count.
+    pub num_global_services: u64,
+}
+
+/// How many entries a cluster has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Counts {
+    /// `nodes/v1`
+    pub num_nodes: u64,
+    /// `ip/v1`
+    pub num_endpoints: u64,
+    /// `identities/v1`
+    pub num_identities: u64,
+    /// `services/v1`
+    pub num_shared_services: u64,
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RemoteCluster {
+    /// Its name.
+    pub name: String,
+    /// Its peer file.
+    pub config_path: String,
+    /// Connected, configuration retrieved, and all kinds synced.
+    pub ready: bool,
+    /// A connection to its etcd stands.
+    pub connected: bool,
+    /// One line about the connection.
+    pub status: String,
+    /// How much of it we hold.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Failed attempts since start.
+    pub num_failures: u64,
+    /// When the last one was, Unix seconds.
+    pub last_failure: Option<u64>,
+    /// Its cluster-config.
+    pub config: RemoteConfig,
+    /// Which kinds are synced.
+    pub synced: Synced,
+}
+
+/// What a peer says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RemoteConfig {
+    /// We do not go on without it; always true.
+    pub required: bool,
+    /// It was read; the other fields mean something only then.
+    pub retrieved: bool,
+    /// Its id.
+    pub cluster_id: u32,
+    /// Data lives under `cilium/cache/`.
+    pub kvstoremesh: bool,
+    /// It writes canaries.
+    pub sync_canaries: bool,
+}
+
+/// Kinds whose list is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Synced {
+    /// `nodes/v1`
+    pub nodes: bool,
+    /// `ip/v1`
+    pub endpoints: bool,
+    /// `identities/v1`
+    pub identities: bool,
+    /// `services/v1`
+    pub services: bool,
+}
+
+/// Entries refused for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Whose.
+    pub cluster: String,
+    /// Why.
+    pub reason: String,
+    /// How often since start.
+    pub count: u64,
+}
+
+/// One of `/v1/nodes`, which is sorted by cluster and name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its cluster.
+    pub cluster: String,
+    /// Its name within the cluster.
+    pub name: String,
+    /// Its IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv4 pod CIDR.
+    pub ipv4_cidr: Option<String>,
+    /// Its IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Its IPv6 pod CIDR.
+    pub ipv6_cidr: Option<String>,
+    /// `local` or `clustermesh`.
+    pub source: String,
+}
+
+/// One of `/v1/identities`, which is sorted by id and includes the reserved ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its number.
+    pub id: u32,
+    /// `source:key=value`, sorted by key.
+    pub labels: Vec<String>,
+    /// Who allocated it; `None` for reserved ones.
+    pub cluster: Option<String>,
+    /// Mod revision in that cluster's store.
+    pub revision: Option<i64>,
+}
+
+/// One of `/v1/endpoints`, which is sorted by id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its number on this node.
+    pub id: u32,
+    /// Its identity.
+    pub identity: u32,
+    /// `source:key=value`, sorted by key.
+    pub labels: Vec<String>,
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Pod or container name.
+    pub name: String,
+    /// Own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Host-side interface; without one nothing is enforced.
+    pub interface: Option<String>,
+    /// `name:port/protocol`.
+    pub named_ports: Vec<String>,
+}
+
+/// One of `/v1/ip`, which is sorted by prefix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ip {
+    /// Address or CIDR.
+    pub prefix: String,
+    /// Its identity.
+    pub identity: u32,
+    /// The cluster that said so.
+    pub cluster_id: u32,
+}
+
+/// One line of `/v1/monitor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum MonitorLine {
+    /// A packet was dropped.
+    Drop(Drop),
+    /// The reader was too slow for this many events.
+    Lost {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// A dropped packet; the fields are those of [`DropEvent`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "documented at DropEvent, which can't be read back"
+)]
+pub struct Drop {
+    pub time_ns: u64,
+    pub flow: u32,
+    pub reason: String,
+    pub direction: String,
+    pub endpoint: u32,
+    pub ifindex: u32,
+    pub source_identity: u32,
+    pub destination_identity: u32,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub source_port: u16,
+    pub destination_port: u16,
+    pub protocol: u8,
+    pub tcp_flags: u8,
+}
+
+impl From<&DropEvent> for Drop {
+    fn from(event: &DropEvent) -> Self {
+        Self {
+            time_ns: event.time_ns,
+            flow: event.flow,
+            reason: event.reason.to_owned(),
+            direction: match event.direction {
+                Direction::Ingress => "ingress".to_owned(),
+                Direction::Egress => "egress".to_owned(),
+            },
+            endpoint: event.endpoint.0,
+            ifindex: event.ifindex,
+            source_identity: event.source_identity.0,
+            destination_identity: event.destination_identity.0,
+            source: event.source,
+            destination: event.destination,
+            source_port: event.source_port,
+            destination_port: event.destination_port,
+            protocol: event.protocol,
+            tcp_flags: event.tcp_flags,
+        }
+    }
+}
