@@ -194,7 +194,9 @@ impl Mesh {
 
     /// The member was removed from the configuration: withdraws all its entries.
     pub fn removed(&mut self, name: &ClusterName) {
-        let Some(mut member) = self.members.remove(name) else { return };
+        let Some(mut member) = self.members.remove(name) else {
+            return;
+        };
         // Addresses before identities: what points goes before what is pointed to.
         for kind in [Kind::Ips, Kind::Nodes, Kind::Services, Kind::Identities] {
             for (suffix, record) in member.drain(kind) {
@@ -203,17 +205,26 @@ impl Mesh {
             self.view.counts.remove(&(name.clone(), kind));
         }
         self.view.rejected.retain(|(cluster, _), _| cluster != name);
-        self.deltas
-            .push(DeltaKey::Cluster(member.id), Delta::Removed { cluster: member.id });
+        self.deltas.push(
+            DeltaKey::Cluster(member.id),
+            Delta::Removed { cluster: member.id },
+        );
         self.cache.removed(name);
     }
 
     /// Applies events of one member, in order. Events of an unknown member are ignored.
     pub fn apply(&mut self, name: &ClusterName, events: Vec<KeyEvent>) {
-        let Some(id) = self.members.get(name).map(|m| m.id) else { return };
+        let Some(id) = self.members.get(name).map(|m| m.id) else {
+            return;
+        };
         for event in events {
             match event {
-                KeyEvent::Upsert { kind, suffix, value, revision } => {
+                KeyEvent::Upsert {
+                    kind,
+                    suffix,
+                    value,
+                    revision,
+                } => {
                     self.upsert(name, id, kind, suffix, value, revision);
                 }
                 KeyEvent::Delete { kind, suffix } => {
@@ -233,13 +244,17 @@ impl Mesh {
         }
         if let Some(member) = self.members.get(name) {
             for kind in Kind::ALL {
-                self.view.counts.insert((name.clone(), kind), member.len(kind) as u64);
+                self.view
+                    .counts
+                    .insert((name.clone(), kind), member.len(kind) as u64);
             }
         }
     }
 
     fn end_list(&mut self, name: &ClusterName, id: ClusterId, kind: Kind) {
-        let Some(member) = self.members.get_mut(name) else { return };
+        let Some(member) = self.members.get_mut(name) else {
+            return;
+        };
         let was_synced = member.is_listed(Kind::Identities) && member.is_listed(Kind::Ips);
         let swept = member.sweep(kind);
         let synced = member.is_listed(Kind::Identities) && member.is_listed(Kind::Ips);
@@ -248,7 +263,8 @@ impl Mesh {
             self.uncache(name, kind, &suffix);
         }
         if synced && !was_synced {
-            self.deltas.push(DeltaKey::Cluster(id), Delta::Synced { cluster: id });
+            self.deltas
+                .push(DeltaKey::Cluster(id), Delta::Synced { cluster: id });
         }
         if *name != self.settings.cluster_name {
             self.cache.listed(name, kind);
@@ -265,7 +281,12 @@ impl Mesh {
         revision: i64,
     ) {
         let own = *name == self.settings.cluster_name;
-        let author = decode::Author { name, id, max: self.settings.max_clusters, own };
+        let author = decode::Author {
+            name,
+            id,
+            max: self.settings.max_clusters,
+            own,
+        };
         let decoded = decode::decode(&author, kind, &suffix, &value)
             .and_then(|d| if own { Ok(d) } else { self.owner_check(id, d) });
         let decoded = match decoded {
@@ -273,7 +294,9 @@ impl Mesh {
             Err(rejection) => {
                 self.reject(name, kind, &suffix, &rejection);
                 let undecodable = rejection.is_undecodable();
-                let Some(member) = self.members.get_mut(name) else { return };
+                let Some(member) = self.members.get_mut(name) else {
+                    return;
+                };
                 if undecodable && !member.contains(kind, &suffix) {
                     member.upsert(kind, suffix.clone(), Record::Inert);
                 }
@@ -287,7 +310,9 @@ impl Mesh {
             self.cache.upsert(name, kind, &suffix, value);
         }
         let decode::Decoded { record, node } = decoded;
-        let Some(member) = self.members.get_mut(name) else { return };
+        let Some(member) = self.members.get_mut(name) else {
+            return;
+        };
         let before = member.upsert(kind, suffix.clone(), record.clone());
         if let Some(node) = node {
             let key = (name.clone(), String::from_utf8_lossy(&suffix).into_owned());
@@ -310,14 +335,20 @@ impl Mesh {
         revision: i64,
     ) {
         match record {
-            Record::Identity { id: identity, labels } => {
+            Record::Identity {
+                id: identity,
+                labels,
+            } => {
                 let view = IdentityView {
                     labels: Arc::clone(labels),
                     cluster: name.clone(),
                     revision,
                 };
                 self.view.identities.insert(*identity, view);
-                let delta = Delta::Identity { id: *identity, labels: Some(Arc::clone(labels)) };
+                let delta = Delta::Identity {
+                    id: *identity,
+                    labels: Some(Arc::clone(labels)),
+                };
                 self.deltas.push(DeltaKey::Identity(*identity), delta);
             }
             Record::Ip { prefix, identity } => {
@@ -330,7 +361,11 @@ impl Mesh {
             Record::Node { addresses, cidrs } => {
                 let own = *name == self.settings.cluster_name;
                 let this = own && suffix.as_ref() == self.settings.node_name.as_bytes();
-                let identity = if this { IdentityId::HOST } else { IdentityId::REMOTE_NODE };
+                let identity = if this {
+                    IdentityId::HOST
+                } else {
+                    IdentityId::REMOTE_NODE
+                };
                 for address in addresses {
                     self.claim(IpPrefix::host(*address), Origin::Node, id, identity);
                 }
@@ -357,7 +392,9 @@ impl Mesh {
                 continue;
             }
             for (suffix, record) in member.records(Kind::Ips) {
-                let Record::Ip { prefix, .. } = record else { continue };
+                let Record::Ip { prefix, .. } = record else {
+                    continue;
+                };
                 if cidrs.iter().any(|c| overlap(c, prefix)) {
                     evicted.push((name.clone(), member.id, suffix.clone()));
                 }
@@ -383,7 +420,11 @@ impl Mesh {
         let own = self.settings.cluster_id;
         let ours = |prefix: &IpPrefix| {
             self.claims.held_by_other(prefix, id) == Some(own)
-                || self.own_cidrs.values().flatten().any(|c| overlap(c, prefix))
+                || self
+                    .own_cidrs
+                    .values()
+                    .flatten()
+                    .any(|c| overlap(c, prefix))
         };
         match &decoded.record {
             Record::Ip { prefix, .. } if ours(prefix) => Err(Rejection::AddressOfOwnCluster),
@@ -402,7 +443,10 @@ impl Mesh {
         match record {
             Record::Identity { id: identity, .. } => {
                 self.view.identities.remove(&identity);
-                let delta = Delta::Identity { id: identity, labels: None };
+                let delta = Delta::Identity {
+                    id: identity,
+                    labels: None,
+                };
                 self.deltas.push(DeltaKey::Identity(identity), delta);
             }
             Record::Ip { prefix, .. } => self.unclaim(prefix, Origin::Ip, id),
@@ -421,7 +465,10 @@ impl Mesh {
     }
 
     fn claim(&mut self, prefix: IpPrefix, origin: Origin, id: ClusterId, identity: IdentityId) {
-        let target = IpTarget { identity, cluster: id };
+        let target = IpTarget {
+            identity,
+            cluster: id,
+        };
         let change = self.claims.claim(prefix, origin, target);
         self.address_changed(prefix, change);
     }
@@ -432,12 +479,15 @@ impl Mesh {
     }
 
     fn address_changed(&self, prefix: IpPrefix, change: Change) {
-        let Change::Target(target) = change else { return };
+        let Change::Target(target) = change else {
+            return;
+        };
         match target {
             Some(target) => drop(self.view.addresses.insert(prefix, target)),
             None => drop(self.view.addresses.remove(&prefix)),
         }
-        self.deltas.push(DeltaKey::Ip(prefix), Delta::Ip { prefix, target });
+        self.deltas
+            .push(DeltaKey::Ip(prefix), Delta::Ip { prefix, target });
     }
 
     fn uncache(&self, name: &ClusterName, kind: Kind, suffix: &[u8]) {
@@ -447,8 +497,11 @@ impl Mesh {
     }
 
     fn reject(&self, name: &ClusterName, kind: Kind, suffix: &[u8], rejection: &Rejection) {
-        let mut count =
-            self.view.rejected.entry((name.clone(), rejection.reason())).or_insert(0);
+        let mut count = self
+            .view
+            .rejected
+            .entry((name.clone(), rejection.reason()))
+            .or_insert(0);
         *count += 1;
         // The first few of a reason are enough to find the fault; a flood must not fill the log.
         if *count <= crate::limits::REJECTIONS_LOGGED_MAX {

@@ -27,7 +27,10 @@ impl Cache {
             max_connected_clusters: self.max.max_id(),
             ..Default::default()
         };
-        let config = keyspace::ClusterConfig { id: id.get(), capabilities };
+        let config = keyspace::ClusterConfig {
+            id: id.get(),
+            capabilities,
+        };
         self.put(keyspace::cluster_config_key(name), config.encode().into());
     }
 
@@ -50,10 +53,13 @@ impl Cache {
 
     /// The configuration goes first, so that readers stop before the data vanishes.
     pub(super) fn removed(&self, name: &ClusterName) {
-        self.store.delete(keyspace::cluster_config_key(name).as_bytes());
-        self.store.delete_prefix(keyspace::synced_prefix(name).as_bytes());
+        self.store
+            .delete(keyspace::cluster_config_key(name).as_bytes());
+        self.store
+            .delete_prefix(keyspace::synced_prefix(name).as_bytes());
         for kind in Kind::ALL {
-            self.store.delete_prefix(Layout::Cache.prefix(kind, name).as_bytes());
+            self.store
+                .delete_prefix(Layout::Cache.prefix(kind, name).as_bytes());
         }
     }
 

@@ -40,12 +40,19 @@ pub(super) enum Change {
 
 impl Claims {
     pub(super) fn new(own: ClusterId) -> Self {
-        Self { own, first: HashMap::new(), waiting: HashMap::new() }
+        Self {
+            own,
+            first: HashMap::new(),
+            waiting: HashMap::new(),
+        }
     }
 
     /// Another cluster than `cluster` that holds `prefix`, if any.
     pub(super) fn held_by_other(&self, prefix: &IpPrefix, cluster: ClusterId) -> Option<ClusterId> {
-        self.first.get(prefix).map(|c| c.target.cluster).filter(|c| *c != cluster)
+        self.first
+            .get(prefix)
+            .map(|c| c.target.cluster)
+            .filter(|c| *c != cluster)
     }
 
     /// Adds or replaces the claim that `target.cluster` makes by `origin`.
@@ -59,7 +66,11 @@ impl Claims {
         if same(first) {
             let changed = first.target != target;
             *first = claim;
-            return if changed { Change::Target(Some(target)) } else { Change::None };
+            return if changed {
+                Change::Target(Some(target))
+            } else {
+                Change::None
+            };
         }
         let waiting = self.waiting.entry(prefix).or_default();
         if target.cluster == self.own && first.target.cluster != self.own {
@@ -84,13 +95,19 @@ impl Claims {
     ) -> Change {
         let same = |c: &Claim| c.origin == origin && c.target.cluster == cluster;
         let waiting = self.waiting.get_mut(&prefix);
-        let Some(first) = self.first.get_mut(&prefix) else { return Change::None };
+        let Some(first) = self.first.get_mut(&prefix) else {
+            return Change::None;
+        };
         let change = if same(first) {
             let before = first.target;
             match waiting.and_then(|w| (!w.is_empty()).then(|| w.remove(0))) {
                 Some(next) => {
                     *first = next;
-                    if next.target == before { Change::None } else { Change::Target(Some(next.target)) }
+                    if next.target == before {
+                        Change::None
+                    } else {
+                        Change::Target(Some(next.target))
+                    }
                 }
                 None => {
                     self.first.remove(&prefix);
@@ -120,7 +137,10 @@ mod tests {
 
     fn target(cluster: u32, local: u32) -> IpTarget {
         let cluster = ClusterId::new(cluster, MaxClusters::C255).unwrap();
-        IpTarget { identity: IdentityId((cluster.get() << 16) + local), cluster }
+        IpTarget {
+            identity: IdentityId((cluster.get() << 16) + local),
+            cluster,
+        }
     }
 
     #[test]
@@ -128,12 +148,21 @@ mod tests {
         let (west, north) = (target(2, 1), target(3, 1));
         let mut claims = Claims::new(target(1, 0).cluster);
         let ip = "10.0.0.1".parse().unwrap();
-        assert_eq!(claims.claim(ip, Origin::Ip, west), Change::Target(Some(west)));
+        assert_eq!(
+            claims.claim(ip, Origin::Ip, west),
+            Change::Target(Some(west))
+        );
         assert_eq!(claims.claim(ip, Origin::Ip, north), Change::None);
         assert_eq!(claims.held_by_other(&ip, north.cluster), Some(west.cluster));
-        assert_eq!(claims.withdraw(ip, Origin::Ip, west.cluster), Change::Target(Some(north)));
+        assert_eq!(
+            claims.withdraw(ip, Origin::Ip, west.cluster),
+            Change::Target(Some(north))
+        );
         assert_eq!(claims.withdraw(ip, Origin::Ip, west.cluster), Change::None);
-        assert_eq!(claims.withdraw(ip, Origin::Ip, north.cluster), Change::Target(None));
+        assert_eq!(
+            claims.withdraw(ip, Origin::Ip, north.cluster),
+            Change::Target(None)
+        );
     }
 
     #[test]

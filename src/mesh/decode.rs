@@ -67,13 +67,22 @@ pub(super) fn decode(
             let node = NodeRecord::decode(value)?;
             node.check(suffix, author.name, author.id)?;
             let source = if author.own { "local" } else { "clustermesh" };
-            let record = Record::Node { addresses: addresses(&node), cidrs: cidrs(&node) };
-            Ok(Decoded { record, node: Some(view(&node, source)) })
+            let record = Record::Node {
+                addresses: addresses(&node),
+                cidrs: cidrs(&node),
+            };
+            Ok(Decoded {
+                record,
+                node: Some(view(&node, source)),
+            })
         }
         Kind::Identities => {
             let (id, labels) =
                 keyspace::decode_identity(suffix, value, author.name, author.id, author.max)?;
-            plain(Record::Identity { id, labels: labels.into() })
+            plain(Record::Identity {
+                id,
+                labels: labels.into(),
+            })
         }
         Kind::Ips => {
             let ip = IpRecord::decode(value)?;
@@ -90,7 +99,12 @@ pub(super) fn decode(
 
 fn addresses(node: &NodeRecord) -> Vec<IpAddr> {
     let listed = node.ip_addresses.iter().flatten().filter_map(|a| a.ip);
-    let health = [node.ipv4_health_ip, node.ipv6_health_ip, node.ipv4_ingress_ip, node.ipv6_ingress_ip];
+    let health = [
+        node.ipv4_health_ip,
+        node.ipv6_health_ip,
+        node.ipv4_ingress_ip,
+        node.ipv6_ingress_ip,
+    ];
     // Health and ingress endpoints have reserved identities of their own in their ip entries.
     let own = |ip: &IpAddr| !health.contains(&Some(*ip));
     let mut all: Vec<IpAddr> = listed.filter(own).collect();
@@ -101,9 +115,15 @@ fn addresses(node: &NodeRecord) -> Vec<IpAddr> {
 
 fn cidrs(node: &NodeRecord) -> Vec<crate::types::IpPrefix> {
     let primary = node.ipv4_alloc_cidr.iter().chain(&node.ipv6_alloc_cidr);
-    let secondary = [&node.ipv4_secondary_alloc_cidrs, &node.ipv6_secondary_alloc_cidrs];
+    let secondary = [
+        &node.ipv4_secondary_alloc_cidrs,
+        &node.ipv6_secondary_alloc_cidrs,
+    ];
     let secondary = secondary.into_iter().flatten().flatten();
-    primary.chain(secondary).filter_map(keyspace::Cidr::prefix).collect()
+    primary
+        .chain(secondary)
+        .filter_map(keyspace::Cidr::prefix)
+        .collect()
 }
 
 fn view(node: &NodeRecord, source: &'static str) -> NodeView {
@@ -115,7 +135,9 @@ fn view(node: &NodeRecord, source: &'static str) -> NodeView {
                 a.ip.filter(|ip| fits && ip.is_ipv4() == v4)
             })
         };
-        of(Some("InternalIP")).or_else(|| of(Some("ExternalIP"))).or_else(|| of(None))
+        of(Some("InternalIP"))
+            .or_else(|| of(Some("ExternalIP")))
+            .or_else(|| of(None))
     };
     let ipv4 = match best(true) {
         Some(IpAddr::V4(ip)) => Some(ip),
@@ -127,9 +149,15 @@ fn view(node: &NodeRecord, source: &'static str) -> NodeView {
     };
     NodeView {
         ipv4,
-        ipv4_cidr: node.ipv4_alloc_cidr.as_ref().and_then(keyspace::Cidr::prefix),
+        ipv4_cidr: node
+            .ipv4_alloc_cidr
+            .as_ref()
+            .and_then(keyspace::Cidr::prefix),
         ipv6,
-        ipv6_cidr: node.ipv6_alloc_cidr.as_ref().and_then(keyspace::Cidr::prefix),
+        ipv6_cidr: node
+            .ipv6_alloc_cidr
+            .as_ref()
+            .and_then(keyspace::Cidr::prefix),
         source,
     }
 }

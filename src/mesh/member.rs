@@ -14,9 +14,18 @@ use crate::{
 /// The typed part of an entry: only what enforcement and status need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Record {
-    Node { addresses: Vec<IpAddr>, cidrs: Vec<IpPrefix> },
-    Identity { id: IdentityId, labels: Arc<Labels> },
-    Ip { prefix: IpPrefix, identity: IdentityId },
+    Node {
+        addresses: Vec<IpAddr>,
+        cidrs: Vec<IpPrefix>,
+    },
+    Identity {
+        id: IdentityId,
+        labels: Arc<Labels>,
+    },
+    Ip {
+        prefix: IpPrefix,
+        identity: IdentityId,
+    },
     Service,
     /// Could not be decoded, or breaks a rule: known, but never enforced.
     Inert,
@@ -45,7 +54,10 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn new(id: ClusterId) -> Self {
-        Self { id, tables: Default::default() }
+        Self {
+            id,
+            tables: Default::default(),
+        }
     }
 
     /// Marks all entries of the kind as not confirmed.
@@ -69,18 +81,28 @@ impl Member {
     /// Stores a record; returns the one it replaces.
     pub(super) fn upsert(&mut self, kind: Kind, suffix: Bytes, record: Record) -> Option<Record> {
         let table = &mut self.tables[kind as usize];
-        let entry = Entry { record, listing: table.listing };
+        let entry = Entry {
+            record,
+            listing: table.listing,
+        };
         table.entries.insert(suffix, entry).map(|old| old.record)
     }
 
     pub(super) fn remove(&mut self, kind: Kind, suffix: &[u8]) -> Option<Record> {
-        self.tables[kind as usize].entries.remove(suffix).map(|entry| entry.record)
+        self.tables[kind as usize]
+            .entries
+            .remove(suffix)
+            .map(|entry| entry.record)
     }
 
     /// Removes and returns everything of the kind.
     pub(super) fn drain(&mut self, kind: Kind) -> Vec<(Bytes, Record)> {
         let table = std::mem::take(&mut self.tables[kind as usize]);
-        table.entries.into_iter().map(|(suffix, entry)| (suffix, entry.record)).collect()
+        table
+            .entries
+            .into_iter()
+            .map(|(suffix, entry)| (suffix, entry.record))
+            .collect()
     }
 
     /// True once the kind was listed completely.
@@ -97,6 +119,9 @@ impl Member {
     }
 
     pub(super) fn records(&self, kind: Kind) -> impl Iterator<Item = (&Bytes, &Record)> {
-        self.tables[kind as usize].entries.iter().map(|(suffix, entry)| (suffix, &entry.record))
+        self.tables[kind as usize]
+            .entries
+            .iter()
+            .map(|(suffix, entry)| (suffix, &entry.record))
     }
 }
