@@ -85,7 +85,7 @@ impl KeyRange {
     }
 
     /// Bounds for an ordered map; `None` if the set is empty.
-    pub(super) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub(super) fn bounds(&self) -> Option<Bounds<'_>> {
         let start = Bound::Included(&self.key[..]);
         if self.range_end.is_empty() {
             Some((start, start))
@@ -102,6 +102,9 @@ impl KeyRange {
         self.range_end[..] == [0]
     }
 }
+
+/// First and last key, as `BTreeMap::range` takes them.
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// The `range_end` that makes `prefix` a prefix range (etcd's `GetPrefixRangeEnd`).
 #[must_use]
