@@ -1,137 +1,142 @@
-//! Where local workloads come from.
+//! Where local nodes, workloads and services come from.
 //!
-//! Every source (YAML files, a container engine, an API server) speaks the same language: whole
-//! values as [`LocalEvent`]s over a bounded channel, in any order of kinds, with one
-//! [`LocalEvent::Synced`] after everything that existed at the start. A repeated value is harmless.
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+//! A source turns what it watches into [`LocalEvent`]s: whole values, only when they changed, and
+//! [`LocalEvent::Synced`] once after everything that was there at the start. Identity allocation and
+//! the keyspace are `publish`'s. So far there is one source, [`manifests`].
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use crate::types::{IpPrefix, Labels, NamedPort};
 
-/// One change of what this cluster's sources know. Upserts carry the whole object.
+
+/// A change of what is local. Each value replaces the previous one of its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LocalEvent {
     /// A node is new or changed.
     NodeUpsert(LocalNode),
-    /// The node with this name is gone.
+    /// The node of this name is gone.
     NodeDelete(String),
     /// A workload is new or changed.
     WorkloadUpsert(LocalWorkload),
     /// A workload is gone.
-    WorkloadDelete(ObjectKey),
-    /// A service is new or changed.
+    WorkloadDelete(WorkloadKey),
+    /// A service is new or changed. Only services to be exported are sent.
     ServiceUpsert(LocalService),
-    /// A service is gone.
-    ServiceDelete(ObjectKey),
-    /// Everything that existed when the source started was sent. Sent once.
+    /// A service is gone, or is no longer exported.
+    ServiceDelete(ServiceKey),
+    /// Everything that the source knew at its start was sent; comes exactly once.
     Synced,
-}
-
-/// Namespace and name of an object; orders by namespace, then name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectKey {
-    /// Kubernetes namespace.
-    pub namespace: String,
-    /// Name within the namespace.
-    pub name: String,
-}
-
-impl ObjectKey {
-    /// The key of `name` in `namespace`.
-    #[must_use]
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: name.into(),
-        }
-    }
-}
-
-/// `namespace/name`.
-impl fmt::Display for ObjectKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
 }
 
 /// A node of the own cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LocalNode {
-    /// Node name, unique in the cluster.
+    /// Its name; the key.
     pub name: String,
-    /// Type (`InternalIP`, `ExternalIP`, `CiliumInternalIP`, …) and address, in the order of the
-    /// object: the first of a type and family wins.
+    /// Addresses with their type as Cilium spells it (`InternalIP`, `CiliumInternalIP`, …); order
+    /// matters: the first of a type and family wins.
     pub addresses: Vec<(String, IpAddr)>,
-    /// IPv4 pod CIDRs; the first is the primary one.
+    /// IPv4 ranges of its pods, the primary one first.
     pub ipv4_cidrs: Vec<IpPrefix>,
-    /// IPv6 pod CIDRs; the first is the primary one.
+    /// IPv6 ranges of its pods, the primary one first.
     pub ipv6_cidrs: Vec<IpPrefix>,
-    /// Labels of the node object.
+    /// Labels, verbatim.
     pub labels: BTreeMap<String, String>,
-    /// Annotations of the node object.
+    /// Annotations, verbatim.
     pub annotations: BTreeMap<String, String>,
+    /// The address that answers health probes over IPv4.
+    pub health_ipv4: Option<IpAddr>,
+    /// The address that answers health probes over IPv6.
+    pub health_ipv6: Option<IpAddr>,
 }
 
-/// A workload (a pod, a container) of the own cluster, on this node or another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocalWorkload {
+/// What names a workload.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkloadKey {
     /// Kubernetes namespace.
     pub namespace: String,
     /// Pod or container name.
     pub name: String,
-    /// Identity-relevant labels, filtered and with the namespace, service-account and cluster
-    /// labels already in.
+}
+
+/// A workload of the own cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalWorkload {
+    /// What names it.
+    pub key: WorkloadKey,
+    /// Identity-relevant labels: filtered, with those of namespace, cluster and service account.
     pub labels: Arc<Labels>,
-    /// Own addresses; empty while none are assigned, then it is not published.
+    /// Own addresses, as reported, without repetition; at least one.
     pub addresses: Vec<IpAddr>,
-    /// Address of the hosting node (its InternalIP); `None` if not known yet.
+    /// The address of the node it runs on.
     pub host_ip: Option<IpAddr>,
-    /// Name of the hosting node.
-    pub node_name: String,
-    /// Host-side interface, known for workloads of this node only.
+    /// Host-side interface; `None` if unknown.
     pub interface: Option<String>,
-    /// Ports with names, in any order.
+    /// Ports with names, sorted by name.
     pub named_ports: Vec<NamedPort>,
-    /// It runs on the node of this process.
+    /// True if it runs on this node, so that it can be enforced here.
     pub this_node: bool,
 }
 
-impl LocalWorkload {
-    /// Its namespace and name.
-    #[must_use]
-    pub fn key(&self) -> ObjectKey {
-        ObjectKey::new(self.namespace.as_str(), self.name.as_str())
-    }
-}
-
-/// A service of the own cluster with its backends. Only those with `global` and `shared` are
-/// published; the source has already left out what never is (ExternalName, no cluster address, no
-/// EndpointSlice at all).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LocalService {
+/// What names a service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
     /// Kubernetes namespace.
     pub namespace: String,
     /// Service name.
     pub name: String,
-    /// Cluster addresses with their ports; empty for a headless service.
-    pub frontends: BTreeMap<IpAddr, Vec<NamedPort>>,
-    /// Usable backends with their ports; an unnamed port has the name `""`.
-    pub backends: BTreeMap<IpAddr, Vec<NamedPort>>,
+}
+
+/// A port of a service address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServicePort {
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// The number, host byte order.
+    pub port: u16,
+}
+
+/// Ports by name (`""` if it has none).
+pub type ServicePorts = BTreeMap<String, ServicePort>;
+
+/// A service to be exported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalService {
+    /// What names it.
+    pub key: ServiceKey,
+    /// Its own addresses; empty if headless.
+    pub frontends: BTreeMap<IpAddr, ServicePorts>,
+    /// Where it balances to; may be empty.
+    pub backends: BTreeMap<IpAddr, ServicePorts>,
     /// Host names of backends that have one.
     pub hostnames: BTreeMap<IpAddr, String>,
-    /// Labels of the service object.
+    /// Labels of the service.
     pub labels: BTreeMap<String, String>,
-    /// Pod selector of the service.
+    /// Its pod selector, informational.
     pub selector: BTreeMap<String, String>,
-    /// `service.cilium.io/global` (or its alias) is true.
+    /// It spans clusters.
     pub global: bool,
-    /// `service.cilium.io/shared` (or its alias) is true; true by default for a global service.
+    /// Its backends are offered to other clusters.
     pub shared: bool,
 }
 
-impl LocalService {
-    /// Its namespace and name.
-    #[must_use]
-    pub fn key(&self) -> ObjectKey {
-        ObjectKey::new(self.namespace.as_str(), self.name.as_str())
-    }
+/// Something wrong in one file; the file's last good version stays in use.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct FileError {
+    /// The file's path.
+    pub file: String,
+    /// The line within the file, from 1; 0 if none can be named.
+    pub line: u64,
+    /// What is wrong, with the path of the field.
+    pub message: String,
+}
+
+/// What a source reports of itself, for status views.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Status {
+    /// Everything sent so far includes all that was there at the start.
+    pub synced: bool,
+    /// Files in use, bad ones with a last good version included.
+    pub files: usize,
+    /// Current errors, sorted by file and line.
+    pub errors: Vec<FileError>,
 }
