@@ -7,6 +7,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use crate::types::{IpPrefix, Labels, NamedPort};
 
+pub mod desired;
+pub mod labels;
+pub mod manifests;
 
 /// A change of what is local. Each value replaces the previous one of its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
