@@ -1,5 +1,26 @@
-//! Policies against identities: rules and deltas in, policy-map deltas out. Pure; no I/O.
+//! Policies against identities: rules and deltas in, policy-map deltas out.
+//!
+//! `parse` turns files into [`Policy`]s and refuses what is not enforced; [`Engine`] follows
+//! identities, endpoints and policies and says what the kernel should hold; [`verdict`] is the one
+//! place that says what such entries mean. All of that is pure. Only `directory` does I/O: it
+//! watches the policy directory and is the engine's feeder.
+//!
+//! Always true: a policy that is not understood completely is not applied at all, so that no rule
+//! gets wider by a part that was skipped.
+pub use self::{
+    engine::{Engine, Options},
+    parse::{ParseError, Refusal, parse},
+    rule::{Grant, Peer, Peers, Policy, PortProtocol, Rule},
+    selector::{Operator, Requirement, Selector},
+};
 use crate::types::{EndpointId, IdentityId};
+
+pub mod directory;
+mod engine;
+mod parse;
+mod rule;
+mod selector;
+mod yaml;
 
 /// Which way a packet goes, seen from the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -55,3 +76,72 @@ pub enum MapDelta {
         egress: bool,
     },
 }
+
+/// What the entries say about a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// An entry allows it and none denies it.
+    Allow {
+        /// The rule of the most specific allowing entry.
+        rule: u32,
+    },
+    /// An entry denies it.
+    Deny {
+        /// The rule of the most specific denying entry.
+        rule: u32,
+    },
+    /// No entry matches: dropped if the endpoint has default deny in this direction, else passed.
+    NoMatch,
+}
+
+impl Verdict {
+    /// True if a packet with this verdict passes an endpoint with or without default deny.
+    #[must_use]
+    pub const fn passes(self, default_deny: bool) -> bool {
+        match self {
+            Self::Allow { .. } => true,
+            Self::Deny { .. } => false,
+            Self::NoMatch => !default_deny,
+        }
+    }
+}
+
+/// Judges one packet: `key` has the packet's identity, protocol and port, `lookup` reads entries.
+///
+/// A deny on any level beats an allow on any other. Levels, the most specific first: identity with
+/// port and protocol, identity alone, port and protocol alone, anything. The datapath program asks
+/// in the same order.
+pub fn verdict(lookup: impl Fn(&PolicyKey) -> Option<PolicyEntry>, key: &PolicyKey) -> Verdict {
+    let any = IdentityId::UNKNOWN;
+    let levels = [
+        *key,
+        PolicyKey {
+            protocol: 0,
+            port: 0,
+            ..*key
+        },
+        PolicyKey {
+            identity: any,
+            ..*key
+        },
+        PolicyKey {
+            identity: any,
+            protocol: 0,
+            port: 0,
+            ..*key
+        },
+    ];
+    let mut verdict = Verdict::NoMatch;
+    for entry in levels.iter().filter_map(lookup) {
+        if entry.deny {
+            return Verdict::Deny { rule: entry.rule };
+        }
+        if verdict == Verdict::NoMatch {
+            verdict = Verdict::Allow { rule: entry.rule };
+        }
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests;
