@@ -69,7 +69,11 @@ pub fn lpm_bits(prefix: &IpPrefix) -> u32 {
 #[must_use]
 pub fn prefix(bits: u32, addr: Address) -> Option<IpPrefix> {
     let addr = ip(addr);
-    let bits = if addr.is_ipv4() { bits.checked_sub(96)? } else { bits };
+    let bits = if addr.is_ipv4() {
+        bits.checked_sub(96)?
+    } else {
+        bits
+    };
     IpPrefix::new(addr, u8::try_from(bits).ok()?)
 }
 
@@ -161,13 +165,19 @@ pub struct RawPolicyValue {
 
 impl From<PolicyEntry> for RawPolicyValue {
     fn from(entry: PolicyEntry) -> Self {
-        Self { verdict: if entry.deny { DENY } else { ALLOW }, rule: entry.rule }
+        Self {
+            verdict: if entry.deny { DENY } else { ALLOW },
+            rule: entry.rule,
+        }
     }
 }
 
 impl From<RawPolicyValue> for PolicyEntry {
     fn from(raw: RawPolicyValue) -> Self {
-        Self { deny: raw.verdict & DENY != 0, rule: raw.rule }
+        Self {
+            deny: raw.verdict & DENY != 0,
+            rule: raw.rule,
+        }
     }
 }
 
@@ -203,7 +213,11 @@ pub const EVENT_BYTES: usize = 72;
 /// The direction's number as the programs write it.
 #[must_use]
 pub const fn direction(raw: u8) -> Direction {
-    if raw == 0 { Direction::Ingress } else { Direction::Egress }
+    if raw == 0 {
+        Direction::Ingress
+    } else {
+        Direction::Egress
+    }
 }
 
 /// Cilium's words for a drop reason.
@@ -224,9 +238,8 @@ pub const fn reason(raw: u8) -> &'static str {
 #[must_use]
 pub fn event(bytes: &[u8], boot_unix_ns: u64) -> Option<super::DropEvent> {
     let bytes: &[u8; EVENT_BYTES] = bytes.get(..EVENT_BYTES)?.try_into().ok()?;
-    let word = |at: usize| {
-        u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    };
+    let word =
+        |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let long = |at: usize| -> [u8; 16] { std::array::from_fn(|i| bytes[at + i]) };
     let time: [u8; 8] = std::array::from_fn(|i| bytes[i]);
     Some(super::DropEvent {
@@ -268,7 +281,10 @@ mod tests {
     fn prefixes_survive_the_trie_form() {
         for text in ["10.0.0.0/8", "0.0.0.0/0", "fd00::/16", "10.1.2.3"] {
             let parsed: IpPrefix = text.parse().unwrap();
-            assert_eq!(prefix(lpm_bits(&parsed), address(parsed.addr())), Some(parsed));
+            assert_eq!(
+                prefix(lpm_bits(&parsed), address(parsed.addr())),
+                Some(parsed)
+            );
         }
         assert_eq!(prefix(20, address(IpAddr::from([10, 0, 0, 0]))), None);
     }
