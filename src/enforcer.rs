@@ -1,10 +1,38 @@
 //! Programs the kernel: what the maps should hold, against what they hold.
-use std::net::IpAddr;
+//!
+//! Owns the pinned maps, programs and links below `<bpf root>/tombolo/`, and the one thread that
+//! writes them. Always true: the kernel goes on enforcing when this process ends; there is no
+//! path that detaches because of an exit.
+//! Protocol: [`open`] reads what the kernel holds and gives back an [`Enforcer`] to run and a
+//! [`Handle`] to talk to it. Changes come in over a bounded channel: full means wait.
+//! Absent on purpose: policy decisions (`policy`), who owns an address (`mesh`).
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{
-    policy::Direction,
-    types::{EndpointId, IdentityId},
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::{broadcast, mpsc, oneshot, watch},
 };
+use tokio_util::sync::CancellationToken;
+
+pub use self::{
+    datapath::Error,
+    reconcile::{Change, Status},
+};
+use self::{
+    datapath::{Datapath, Memory},
+    kernel::{Counters, Events, Kernel},
+    reconcile::Reconciler,
+};
+use crate::{
+    limits,
+    policy::Direction,
+    types::{EndpointId, IdentityId, MaxClusters},
+};
+
+pub mod abi;
+pub mod datapath;
+pub mod kernel;
+pub mod reconcile;
 
 /// One packet that the datapath dropped, decoded from the ring buffer.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -37,4 +65,271 @@ pub struct DropEvent {
     pub protocol: u8,
     /// TCP flags byte; 0 for other protocols.
     pub tcp_flags: u8,
+}
+
+/// What [`open`] needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A mounted bpffs, `/sys/fs/bpf`.
+    pub bpf_root: PathBuf,
+    /// How identities are split.
+    pub max_clusters: MaxClusters,
+}
+
+/// To talk to a running [`Enforcer`]. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    /// Changes to follow, in order; bounded by [`limits::ENFORCER_INBOX_MAX`].
+    pub changes: mpsc::Sender<Change>,
+    /// Newest status.
+    pub status: watch::Receiver<Status>,
+    /// Drop events; subscribe to it. A slow subscriber loses the oldest.
+    pub events: broadcast::Sender<DropEvent>,
+    counters: Option<Arc<Counters>>,
+}
+
+/// A counter of packets, by reason and direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Count {
+    /// Cilium's words, as in [`DropEvent::reason`].
+    pub reason: &'static str,
+    /// Seen from the endpoint.
+    pub direction: Direction,
+    /// Packets since the maps were made.
+    pub packets: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// Everything the programs count.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Dropped packets; reasons never seen are left out.
+    pub drops: Vec<Count>,
+    /// Packets let through, ingress and egress.
+    pub forwarded: [(u64, u64); 2],
+    /// Drop events held back by the rate limit per source.
+    pub events_suppressed: u64,
+    /// Drop events that found the ring full.
+    pub events_lost: u64,
+}
+
+impl Handle {
+    /// Reads the programs' counters: 32 system calls.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counts(&self) -> Result<Counts, Error> {
+        let Some(counters) = &self.counters else {
+            return Ok(Counts::default());
+        };
+        let rows = counters.rows()?;
+        let packets = |reason: usize| {
+            rows.iter()
+                .skip(reason * 2)
+                .take(2)
+                .map(|row| row.packets)
+                .sum::<u64>()
+        };
+        let mut counts = Counts {
+            events_suppressed: packets(abi::SUPPRESSED),
+            events_lost: packets(abi::LOST),
+            ..Counts::default()
+        };
+        for (row, value) in rows.iter().enumerate().take(abi::SUPPRESSED * 2) {
+            let (reason, direction) = (row / 2, row % 2);
+            if reason == abi::FORWARDED {
+                counts.forwarded[direction] = (value.packets, value.bytes);
+            } else if value.packets > 0 {
+                counts.drops.push(Count {
+                    reason: abi::reason(u8::try_from(reason).unwrap_or(u8::MAX)),
+                    direction: abi::direction(u8::try_from(direction).unwrap_or(0)),
+                    packets: value.packets,
+                    bytes: value.bytes,
+                });
+            }
+        }
+        Ok(counts)
+    }
+}
+
+/// The enforcer, ready to run.
+pub struct Enforcer {
+    reconciler: Reconciler<Box<dyn Datapath>>,
+    inbox: mpsc::Receiver<Change>,
+    status: watch::Sender<Status>,
+    source: Option<Events>,
+    events: broadcast::Sender<DropEvent>,
+}
+
+impl std::fmt::Debug for Enforcer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enforcer").finish_non_exhaustive()
+    }
+}
+
+/// Loads the programs, reads what the kernel holds, takes over its links. Blocks for some tens of
+/// milliseconds. Call it in the network namespace whose interfaces are meant. Without the `ebpf`
+/// feature the maps are plain memory, and every endpoint's interface counts as missing.
+///
+/// # Errors
+/// If the programs cannot be loaded or the pins are not ours.
+pub fn open(options: &Options) -> Result<(Enforcer, Handle), Error> {
+    let (datapath, source, counters): (Box<dyn Datapath>, _, _) = if kernel::AVAILABLE {
+        let (kernel, events, counters) = Kernel::open(&options.bpf_root)?;
+        (Box::new(kernel), Some(events), Some(Arc::new(counters)))
+    } else {
+        (Box::new(Memory::default()), None, None)
+    };
+    let mut reconciler = Reconciler::open(datapath, options.max_clusters)?;
+    reconciler.apply([]);
+    let (changes, inbox) = mpsc::channel(limits::ENFORCER_INBOX_MAX);
+    let (status, status_receiver) = watch::channel(reconciler.status().clone());
+    let (events, _) = broadcast::channel(limits::DROP_EVENTS_MAX);
+    let handle = Handle {
+        changes,
+        status: status_receiver,
+        events: events.clone(),
+        counters,
+    };
+    Ok((
+        Enforcer {
+            reconciler,
+            inbox,
+            status,
+            source,
+            events,
+        },
+        handle,
+    ))
+}
+
+impl Enforcer {
+    /// Runs two threads, one that writes maps and one that reads events, until `cancel` or until
+    /// all [`Handle`]s are gone. Dropping the future leaves the threads to `cancel`.
+    ///
+    /// # Errors
+    /// If a thread cannot be started, or dies.
+    pub async fn run(self, cancel: CancellationToken) -> Result<(), Error> {
+        let Self {
+            reconciler,
+            inbox,
+            status,
+            source,
+            events,
+        } = self;
+        let stop = cancel.clone();
+        let maps = thread("bpf-maps", reconcile_loop(reconciler, inbox, status, stop))?;
+        if let Some(source) = source {
+            let stop = cancel.clone();
+            let reader = thread("bpf-events", event_loop(source, events, stop))?;
+            let ended = tokio::select! {
+                ended = maps => ended.map_err(|_| Error::Died { name: "bpf-maps" })?,
+                ended = reader => ended.map_err(|_| Error::Died { name: "bpf-events" })?,
+            };
+            cancel.cancel();
+            return ended;
+        }
+        maps.await.map_err(|_| Error::Died { name: "bpf-maps" })?
+    }
+}
+
+/// A thread with a runtime of its own, so that no system call of ours delays another task.
+fn thread(
+    name: &'static str,
+    work: impl Future<Output = Result<(), Error>> + Send + 'static,
+) -> Result<oneshot::Receiver<Result<(), Error>>, Error> {
+    let fail = |source| Error::Thread { name, source };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(fail)?;
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            // Nobody listens any more if the caller was dropped.
+            drop(done.send(runtime.block_on(work)));
+        })
+        .map_err(fail)?;
+    Ok(result)
+}
+
+async fn reconcile_loop(
+    mut reconciler: Reconciler<Box<dyn Datapath>>,
+    mut inbox: mpsc::Receiver<Change>,
+    status: watch::Sender<Status>,
+    cancel: CancellationToken,
+) -> Result<(), Error> {
+    let mut batch = Vec::with_capacity(limits::ENFORCER_BATCH_MAX);
+    let mut verify = tokio::time::interval(limits::MAP_VERIFY_INTERVAL);
+    verify.reset();
+    let mut retry = limits::ENFORCER_RETRY_MIN;
+    loop {
+        let idle = if reconciler.owes() {
+            retry
+        } else {
+            limits::INTERFACE_CHECK_INTERVAL
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Ok(()),
+            count = inbox.recv_many(&mut batch, limits::ENFORCER_BATCH_MAX) => {
+                if count == 0 {
+                    return Ok(());
+                }
+                reconciler.apply(batch.drain(..));
+            }
+            _ = verify.tick() => {
+                if let Err(error) = reconciler.verify() {
+                    tracing::warn!(subsys = "enforcer", %error, "Maps could not be read back");
+                }
+            }
+            () = tokio::time::sleep(idle) => {
+                reconciler.tick();
+                retry = next_retry(retry, reconciler.owes());
+            }
+        }
+        status.send_if_modified(|old| {
+            let changed = old != reconciler.status();
+            if changed {
+                old.clone_from(reconciler.status());
+            }
+            changed
+        });
+    }
+}
+
+fn next_retry(retry: Duration, owes: bool) -> Duration {
+    if owes {
+        (retry * 2).min(limits::ENFORCER_RETRY_MAX)
+    } else {
+        limits::ENFORCER_RETRY_MIN
+    }
+}
+
+async fn event_loop(
+    source: Events,
+    events: broadcast::Sender<DropEvent>,
+    cancel: CancellationToken,
+) -> Result<(), Error> {
+    let fail = |source| Error::Map {
+        map: "events",
+        op: "read",
+        source,
+    };
+    let mut source = AsyncFd::with_interest(source, Interest::READABLE).map_err(fail)?;
+    loop {
+        let boot = kernel::boot_unix_ns();
+        source.get_mut().drain(|bytes| {
+            if let Some(event) = abi::event(bytes, boot) {
+                // Nobody watching is fine: the counters have it.
+                drop(events.send(event));
+            }
+        });
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            ready = source.readable_mut() => ready.map_err(fail)?.clear_ready(),
+        }
+    }
 }
