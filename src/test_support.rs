@@ -14,7 +14,10 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Lets `duration` pass; for load that must last, and between two looks at another process.
 pub fn pause(duration: Duration) {
-    #[expect(clippy::disallowed_methods, reason = "another process gives no signal to wait for")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "another process gives no signal to wait for"
+    )]
     std::thread::sleep(duration);
 }
 
@@ -38,6 +41,8 @@ pub fn eventually<T>(limit: Duration, mut look: impl FnMut() -> Result<T>) -> Re
 /// Unix time in milliseconds; 0 if the clock stands before 1970.
 #[must_use]
 pub fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -77,7 +77,11 @@ enum Part {
 fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.part {
-        Some(Part::Client { target, rate, count }) => traffic::client(target, rate, count),
+        Some(Part::Client {
+            target,
+            rate,
+            count,
+        }) => traffic::client(target, rate, count),
         Some(Part::Hold { target }) => traffic::hold(target),
         Some(Part::Capture { own }) => traffic::capture(own),
         Some(Part::Get { address, path }) => traffic::get(address, &path),

@@ -66,8 +66,15 @@ pub(crate) struct Syns(pub(crate) BTreeMap<Ipv4Addr, BTreeMap<u16, u32>>);
 /// Prints the list of attempts as one JSON line.
 pub(crate) fn client(target: SocketAddr, rate: u32, count: Option<usize>) -> Result<()> {
     runtime()?.block_on(async {
-        let stop = if count.is_none() { Some(input_closed()) } else { None };
-        let stopped = || stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed));
+        let stop = if count.is_none() {
+            Some(input_closed())
+        } else {
+            None
+        };
+        let stopped = || {
+            stop.as_ref()
+                .is_some_and(|stop| stop.load(Ordering::Relaxed))
+        };
         let mut ticks = interval(Duration::from_secs(1) / rate.max(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut open = JoinSet::new();
@@ -80,7 +87,10 @@ pub(crate) fn client(target: SocketAddr, rate: u32, count: Option<usize>) -> Res
             while let Some(done) = open.try_join_next() {
                 attempts.push(done.context("join an attempt")??);
             }
-            ensure!(open.len() < OPEN_MAX, "{OPEN_MAX} attempts are open at once");
+            ensure!(
+                open.len() < OPEN_MAX,
+                "{OPEN_MAX} attempts are open at once"
+            );
         }
         while let Some(done) = open.join_next().await {
             attempts.push(done.context("join an attempt")??);
@@ -94,7 +104,9 @@ pub(crate) fn client(target: SocketAddr, rate: u32, count: Option<usize>) -> Res
 async fn attempt(target: SocketAddr) -> Result<Attempt> {
     let socket = TcpSocket::new_v4().context("make a socket")?;
     // Bound first, so that the port is known also if no connection comes about.
-    socket.bind((Ipv4Addr::UNSPECIFIED, 0).into()).context("bind a local port")?;
+    socket
+        .bind((Ipv4Addr::UNSPECIFIED, 0).into())
+        .context("bind a local port")?;
     let port = socket.local_addr().context("read the local port")?.port();
     let (at_ms, begin) = (unix_ms(), Instant::now());
     let error = match timeout(CONNECT_LIMIT, socket.connect(target)).await {
@@ -106,7 +118,12 @@ async fn attempt(target: SocketAddr) -> Result<Attempt> {
         },
     };
     let took_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
-    Ok(Attempt { port, at_ms, took_us, error })
+    Ok(Attempt {
+        port,
+        at_ms,
+        took_us,
+        error,
+    })
 }
 
 /// One PING on an open connection.
@@ -122,7 +139,10 @@ async fn ping(stream: &mut tokio::net::TcpStream) -> Result<()> {
 pub(crate) fn hold(target: SocketAddr) -> Result<()> {
     runtime()?.block_on(async {
         let connect = timeout(CONNECT_LIMIT, tokio::net::TcpStream::connect(target));
-        let mut stream = connect.await.context("connect in time")?.context("connect")?;
+        let mut stream = connect
+            .await
+            .context("connect in time")?
+            .context("connect")?;
         stream.set_nodelay(true).context("set TCP_NODELAY")?;
         let stop = input_closed();
         let mut ticks = interval(Duration::from_millis(5));
@@ -149,10 +169,14 @@ pub(crate) fn hold(target: SocketAddr) -> Result<()> {
 pub(crate) fn capture(own: Ipv4Addr) -> Result<()> {
     // A packet socket for one protocol sees incoming packets only; cooked, they begin at the IP header.
     let protocol = Protocol::from(i32::from(ETHERTYPE_IPV4.to_be()));
-    let mut socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol))
-        .context("open a packet socket")?;
-    socket.set_recv_buffer_size(8 << 20).context("set the receive buffer")?;
-    socket.set_read_timeout(Some(Duration::from_millis(50))).context("set the read time-out")?;
+    let mut socket =
+        Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).context("open a packet socket")?;
+    socket
+        .set_recv_buffer_size(8 << 20)
+        .context("set the receive buffer")?;
+    socket
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .context("set the read time-out")?;
     let stop = input_closed();
     say("ready")?;
     let mut syns = Syns::default();
@@ -196,11 +220,18 @@ fn syn_to(own: Ipv4Addr, packet: &[u8]) -> Option<(Ipv4Addr, u16)> {
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<()> {
     let limit = Duration::from_secs(5);
     let mut stream = TcpStream::connect_timeout(&address, limit).context("connect")?;
-    stream.set_read_timeout(Some(limit)).context("set the read time-out")?;
+    stream
+        .set_read_timeout(Some(limit))
+        .context("set the read time-out")?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").context("send the request")?;
     let mut answer = String::new();
-    stream.take(64 << 20).read_to_string(&mut answer).context("read the answer")?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no end of the headers")?;
+    stream
+        .take(64 << 20)
+        .read_to_string(&mut answer)
+        .context("read the answer")?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("no end of the headers")?;
     let status = head.lines().next().unwrap_or_default();
     if status.split(' ').nth(1) != Some("200") {
         bail!("{path}: {status}: {}", body.trim());
@@ -221,7 +252,10 @@ fn input_closed() -> Arc<AtomicBool> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")
 }
 
 fn print(value: &impl Serialize) -> Result<()> {
@@ -230,6 +264,7 @@ fn print(value: &impl Serialize) -> Result<()> {
 
 fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).context("write to standard output")
+    writeln!(out, "{text}")
+        .and_then(|()| out.flush())
+        .context("write to standard output")
 }
-

@@ -122,7 +122,11 @@ impl Lab {
             .with_context(|| format!("create {}", dir.display()))?;
         fs::write(dir.join(PROCESSES), "")
             .with_context(|| format!("create {}/{PROCESSES}", dir.display()))?;
-        Ok(Self { dir: dir.to_owned(), children: Vec::new(), keep: false })
+        Ok(Self {
+            dir: dir.to_owned(),
+            children: Vec::new(),
+            keep: false,
+        })
     }
 
     /// The work directory.
@@ -142,11 +146,23 @@ impl Lab {
     /// If the namespaces can't be made (needs root).
     pub fn host(&mut self, name: &str, address: Ipv4Addr) -> Result<Host> {
         let mut command = Command::new("unshare");
-        command.args(["--net", "--mount", "--propagation", "private", "--", "sh", "-euc"]);
+        command.args([
+            "--net",
+            "--mount",
+            "--propagation",
+            "private",
+            "--",
+            "sh",
+            "-euc",
+        ]);
         command.arg(HOST_KEEPER);
         let pid = self.keeper(&format!("host-{name}"), &mut command)?;
         let namespace = Namespace { pid, mount: true };
-        Ok(Host { name: name.to_owned(), address, namespace })
+        Ok(Host {
+            name: name.to_owned(),
+            address,
+            namespace,
+        })
     }
 
     /// Joins two hosts by one veth pair; each routes the other's pod CIDR over it.
@@ -168,13 +184,16 @@ impl Lab {
         Ok(())
     }
 
-    /// Makes a pod on a host, behind a veth with a /32 route.
+    /// Makes a pod on a joined host, behind a veth with a /32 route.
     ///
     /// # Errors
     /// If the namespace, link or routes can't be made.
     pub fn pod(&mut self, host: &Host, name: &str, address: Ipv4Addr) -> Result<Pod> {
         let interface = format!("lxc{name}");
-        ensure!(interface.len() <= INTERFACE_CHARS_MAX, "pod name {name} is too long");
+        ensure!(
+            interface.len() <= INTERFACE_CHARS_MAX,
+            "pod name {name} is too long"
+        );
         let mut command = Command::new("unshare");
         command.args(["--net", "--", "sh", "-euc", POD_KEEPER]);
         let pid = self.keeper(&format!("pod-{}-{name}", host.name), &mut command)?;
@@ -190,7 +209,12 @@ impl Lab {
              ip route add {GATEWAY} dev eth0 scope link src {address}; \
              ip route add default via {GATEWAY} src {address}"
         ))?;
-        Ok(Pod { name: name.to_owned(), address, interface, namespace })
+        Ok(Pod {
+            name: name.to_owned(),
+            address,
+            interface,
+            namespace,
+        })
     }
 
     /// Starts a long-running program; its output is appended to `log`.
@@ -203,7 +227,9 @@ impl Lab {
             .append(true)
             .open(log)
             .with_context(|| format!("open {}", log.display()))?;
-        let copy = file.try_clone().with_context(|| format!("open {} twice", log.display()))?;
+        let copy = file
+            .try_clone()
+            .with_context(|| format!("open {} twice", log.display()))?;
         let child = command
             .stdin(Stdio::null())
             .stdout(file)
@@ -224,7 +250,10 @@ impl Lab {
         let place = self.children.iter().position(|(n, _)| n == name);
         let place = place.with_context(|| format!("no daemon {name}"))?;
         let (_, mut child) = self.children.remove(place);
-        if let Some(status) = child.try_wait().with_context(|| format!("look after {name}"))? {
+        if let Some(status) = child
+            .try_wait()
+            .with_context(|| format!("look after {name}"))?
+        {
             bail!("{name} had ended before, with {status}");
         }
         child.kill().with_context(|| format!("kill {name}"))?;
@@ -239,7 +268,10 @@ impl Lab {
     pub fn alive(&mut self, name: &str) -> Result<()> {
         let child = self.children.iter_mut().find(|(n, _)| n == name);
         let (_, child) = child.with_context(|| format!("no daemon {name}"))?;
-        match child.try_wait().with_context(|| format!("look after {name}"))? {
+        match child
+            .try_wait()
+            .with_context(|| format!("look after {name}"))?
+        {
             Some(status) => bail!("{name} ended with {status}"),
             None => Ok(()),
         }
@@ -260,7 +292,10 @@ impl Lab {
             let read = BufReader::new(stdout).read_line(&mut line);
             read.with_context(|| format!("read from the keeper of {name}"))?;
         }
-        ensure!(line.trim() == "ready", "the keeper of {name} could not set up its namespaces");
+        ensure!(
+            line.trim() == "ready",
+            "the keeper of {name} could not set up its namespaces"
+        );
         Ok(pid)
     }
 
@@ -294,27 +329,43 @@ impl Drop for Lab {
 /// # Errors
 /// If the directory is not one of ours, or a process outlives SIGKILL for seconds.
 pub fn end_leftovers(dir: &Path) -> Result<()> {
-    let Ok(meta) = fs::symlink_metadata(dir) else { return Ok(()) };
-    let own = fs::metadata("/proc/self").context("read our own user id")?.uid();
-    ensure!(meta.is_dir() && meta.uid() == own, "not a directory of this user");
+    let Ok(meta) = fs::symlink_metadata(dir) else {
+        return Ok(());
+    };
+    let own = fs::metadata("/proc/self")
+        .context("read our own user id")?
+        .uid();
+    ensure!(
+        meta.is_dir() && meta.uid() == own,
+        "not a directory of this user"
+    );
     let text = fs::read_to_string(dir.join(PROCESSES))
         .with_context(|| format!("no list of processes in it ({PROCESSES}), so it is not ours"))?;
     let mut left = Vec::new();
     for line in text.lines().rev() {
         let mut words = line.split(' ');
-        let (Some(pid), Some(started)) = (words.next(), words.next()) else { continue };
-        let (Ok(pid), Ok(started)) = (pid.parse::<u32>(), started.parse::<u64>()) else { continue };
+        let (Some(pid), Some(started)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let (Ok(pid), Ok(started)) = (pid.parse::<u32>(), started.parse::<u64>()) else {
+            continue;
+        };
         // The start time tells our process from a later one with the same number.
         if start_time(pid) == Some(started) {
             // Fails only if it ended in between.
-            let _: Output =
-                run(Command::new("sh").args(["-c", &format!("kill -9 {pid}")]), COMMAND_LIMIT)?;
+            let _: Output = run(
+                Command::new("sh").args(["-c", &format!("kill -9 {pid}")]),
+                COMMAND_LIMIT,
+            )?;
             left.push((pid, started));
         }
     }
     for (pid, started) in left {
         eventually(Duration::from_secs(5), || {
-            ensure!(start_time(pid) != Some(started), "process {pid} does not end");
+            ensure!(
+                start_time(pid) != Some(started),
+                "process {pid} does not end"
+            );
             Ok(())
         })?;
     }

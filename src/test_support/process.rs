@@ -46,7 +46,10 @@ pub fn describe(command: &Command) -> String {
 /// If it can't be started or does not end in time. A failed exit status is not an error.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Output> {
     let text = describe(command);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("start {text}"))?;
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());
@@ -58,7 +61,11 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Output> {
         let bytes = from.recv_timeout(left).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     };
-    Ok(Output { status, stdout: read(stdout), stderr: read(stderr) })
+    Ok(Output {
+        status,
+        stdout: read(stdout),
+        stderr: read(stderr),
+    })
 }
 
 /// As [`run`], and a failed exit status is an error that quotes both streams.
@@ -69,7 +76,11 @@ pub fn run_ok(command: &mut Command, limit: Duration) -> Result<String> {
     let output = run(command, limit)?;
     if !output.status.success() {
         let (stdout, stderr) = (output.stdout.trim(), output.stderr.trim());
-        bail!("{} ended with {}: {stdout} {stderr}", describe(command), output.status);
+        bail!(
+            "{} ended with {}: {stdout} {stderr}",
+            describe(command),
+            output.status
+        );
     }
     Ok(output.stdout)
 }
@@ -118,8 +129,9 @@ impl Helper {
     /// If it can't be started.
     pub fn start(name: &str, command: &mut Command) -> Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child =
-            command.spawn().with_context(|| format!("start {name}: {}", describe(command)))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("start {name}: {}", describe(command)))?;
         let (sender, lines) = sync_channel(LINES_MAX);
         if let Some(stdout) = child.stdout.take() {
             thread::spawn(move || {
@@ -131,7 +143,12 @@ impl Helper {
             });
         }
         let stdin = child.stdin.take();
-        Ok(Self { name: name.to_owned(), child, stdin, lines })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            stdin,
+            lines,
+        })
     }
 
     /// The next line, waiting at most `limit`; `None` if the helper closed its output.
@@ -143,7 +160,11 @@ impl Helper {
             Ok(line) => Ok(Some(line)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => {
-                bail!("{} printed nothing for {} s", self.name, limit.as_secs_f32())
+                bail!(
+                    "{} printed nothing for {} s",
+                    self.name,
+                    limit.as_secs_f32()
+                )
             }
         }
     }
@@ -158,7 +179,10 @@ impl Helper {
     /// # Errors
     /// If the helper ended, or its input is closed.
     pub fn send(&mut self, line: &str) -> Result<()> {
-        let stdin = self.stdin.as_mut().with_context(|| format!("{}: input closed", self.name))?;
+        let stdin = self
+            .stdin
+            .as_mut()
+            .with_context(|| format!("{}: input closed", self.name))?;
         writeln!(stdin, "{line}").with_context(|| format!("write to {}", self.name))
     }
 
