@@ -1,5 +1,7 @@
-# Shared by the scripts beside it; sourced, not run.
 # shellcheck shell=bash
+# What the scripts share. Source it after strict mode is on.
+
+root_dir="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 # Prints a command, then runs it.
 run() {
@@ -7,24 +9,69 @@ run() {
     "$@"
 }
 
-# Installs the Debian packages named, if any is missing.
-need_packages() {
-    local missing=() package
-    for package in "$@"; do
-        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
-            missing+=("$package")
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+require_root() {
+    [[ "$(id -u)" == 0 ]] || die "needs root: namespaces, veths and BPF (try sudo)"
+}
+
+# Installs Debian packages that are missing. Each argument is PACKAGE=PROOF, where the proof is a
+# program, a file, or empty: then dpkg is asked.
+install_missing() {
+    local missing=() item package proof
+    for item in "$@"; do
+        package="${item%%=*}"
+        proof="${item#*=}"
+        case "$proof" in
+            /*) [[ -e "$proof" ]] && continue ;;
+            '') dpkg -s "$package" >/dev/null 2>&1 && continue ;;
+            *) command -v "$proof" >/dev/null 2>&1 && continue ;;
+        esac
+        missing+=("$package")
     done
-    [ "${#missing[@]}" -eq 0 ] && return 0
-    if [ "$(id -u)" -ne 0 ]; then
-        echo "missing packages: ${missing[*]}; run as root or install them with apt-get" >&2
-        return 1
-    fi
+    ((${#missing[@]})) || return 0
+    require_root
+    command -v apt-get >/dev/null || die "please install: ${missing[*]}"
     run apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive run apt-get install -y -qq --no-install-recommends "${missing[@]}"
+    # Services must not start: the scripts run their own, inside namespaces.
+    local policy=/usr/sbin/policy-rc.d made=
+    if [[ ! -e "$policy" ]]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+        made=1
+    fi
+    local status=0
+    DEBIAN_FRONTEND=noninteractive run apt-get install -y -qq --no-install-recommends \
+        "${missing[@]}" || status=$?
+    [[ -z "$made" ]] || rm -f "$policy"
+    return "$status"
+}
+
+# Any clang that has a BPF target: the newest that this Debian offers, unless there is one.
+clang_package() {
+    local version
+    for version in 19 18 17 16; do
+        if command -v "clang-$version" >/dev/null 2>&1 ||
+            apt-cache show "clang-$version" >/dev/null 2>&1; then
+            printf 'clang-%s=clang-%s' "$version" "$version"
+            return
+        fi
+    done
+    printf 'clang=clang'
 }
 
 # What a build needs.
-BUILD_PACKAGES=(clang-19 make libbpf-dev linux-libc-dev protobuf-compiler libprotobuf-dev)
-# What the demo and the tests run against.
-PEER_PACKAGES=(etcd-server etcd-client redis-server iproute2 util-linux)
-export BUILD_PACKAGES PEER_PACKAGES
+install_build_tools() {
+    command -v cargo >/dev/null || die "needs cargo (https://rustup.rs)"
+    install_missing "$(clang_package)" make=make gcc=cc protobuf-compiler=protoc \
+        libprotobuf-dev=/usr/include/google/protobuf/timestamp.proto \
+        libbpf-dev=/usr/include/bpf/bpf_helpers.h linux-libc-dev=/usr/include/linux/bpf.h
+}
+
+# What the story and the kernel tier need to run.
+install_run_tools() {
+    install_missing iproute2=ip util-linux=nsenter redis-server=redis-server
+}

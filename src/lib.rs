@@ -30,3 +30,6 @@ pub mod cli;
 pub mod serve;
 
 pub mod app;
+
+#[cfg(feature = "testing")]
+pub mod test_support;
