@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
-need_packages debootstrap
+install_missing debootstrap=debootstrap
 
 have() { docker image inspect "$1" >/dev/null 2>&1; }
 if have debian:bookworm-slim && have rust:1.95-bookworm; then

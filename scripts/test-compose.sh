@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
-need_packages docker.io docker-compose curl
+install_missing docker.io=dockerd docker-compose=docker-compose curl=curl
 
 work=${TOMBOLO_COMPOSE_WORK:-$(mktemp -d /var/tmp/tombolo-compose.XXXXXX)}
 export DOCKER_HOST="unix://$work/docker.sock"

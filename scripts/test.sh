@@ -6,7 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 
-need_packages "${BUILD_PACKAGES[@]}" "${PEER_PACKAGES[@]}" clang-format-19 shellcheck
+install_build_tools
+install_run_tools
+install_missing etcd-server=etcd etcd-client=etcdctl clang-format-19=clang-format-19 shellcheck=shellcheck
 if ! command -v cargo-deny >/dev/null; then
     run cargo install cargo-deny --locked
 fi

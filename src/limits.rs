@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const VALUE_BYTES_MAX: usize = 1_572_864;
 
 // --- store ---
+/// Revisions of each embedded store that watchers may look back on.
+pub const STORE_HISTORY_MAX: usize = 100_000;
 /// Most events a store keeps for watches and reads of the past: minutes of a busy mesh, so that a
 /// reader that reconnects resumes instead of listing again.
 pub const STORE_HISTORY_EVENTS_MAX: usize = 100_000;
@@ -55,6 +57,12 @@ pub const SERVE_DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_s
 // --- follower, peer ---
 
 // --- mesh ---
+/// Batches of events of one member that wait for the mesh; past it that member's connection waits.
+pub const MEMBER_EVENTS_MAX: usize = 16;
+/// Members that may join before the mesh takes notice; no mesh has more.
+pub const MEMBERS_MAX: usize = 512;
+/// Most deltas turned into kernel changes at once, so that policies and endpoints get their turn.
+pub const DELTA_BATCH_MAX: usize = 4_096;
 /// Most pending deltas between the mesh and the datapath; past it a full reconcile is owed instead.
 pub const DELTA_QUEUE_MAX: usize = 262_144;
 
