@@ -313,7 +313,7 @@ impl serde::Serialize for IpPrefix {
 }
 
 /// A named port of a workload.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, serde::Serialize)]
 pub struct NamedPort {
     /// The name that policies and services refer to.
     pub name: String,
