@@ -87,6 +87,8 @@ pub enum Error {
         prefix: String,
         /// The server's words, cut to 200 characters.
         reason: String,
+        /// `Denied` if it says so, else `Relist`.
+        class: Class,
     },
 }
 
@@ -108,8 +110,8 @@ impl Error {
     #[must_use]
     pub const fn class(&self) -> Class {
         match self {
-            Self::Call { class, .. } => *class,
-            Self::Compacted { .. } | Self::Cancelled { .. } => Class::Relist,
+            Self::Call { class, .. } | Self::Cancelled { class, .. } => *class,
+            Self::Compacted { .. } => Class::Relist,
             Self::EntryTooLarge { .. } | Self::NoEndpoint => Class::Fatal,
             Self::Dial { .. }
             | Self::Tls { .. }

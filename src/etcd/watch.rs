@@ -2,7 +2,7 @@
 use bytes::Bytes;
 use etcd_client::WatchOptions;
 
-use super::{Client, Entry, Error};
+use super::{Class, Client, Entry, Error};
 
 /// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +67,11 @@ impl Watch {
                 });
             }
             if response.canceled() {
-                let reason = response.cancel_reason().chars().take(200).collect();
-                return Err(Error::Cancelled {
-                    prefix: self.prefix.clone(),
-                    reason,
-                });
+                let reason: String = response.cancel_reason().chars().take(200).collect();
+                // etcd reports this one as text only; listing again would be refused as well.
+                let denied = reason.contains("permission denied");
+                let class = if denied { Class::Denied } else { Class::Relist };
+                return Err(Error::Cancelled { prefix: self.prefix.clone(), reason, class });
             }
             if response.created() {
                 // Its header may be ahead of events that are still to come.
