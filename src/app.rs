@@ -1,1 +1,408 @@
-//! (written next)
+//! Builds everything from a `Config`, joins it, and runs it until told to stop.
+//!
+//! Order at start: addresses are bound first, so that a clash is a start-up error; then the
+//! datapath takes over what the kernel holds; then the source fills the cluster store; only when
+//! that is complete does the own cluster join the mesh, so that nothing known is swept early.
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    admin,
+    config::Config,
+    enforcer::{self, Change},
+    lifecycle::{Readiness, Tasks, stop_on_signal},
+    limits::{DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, STORE_HISTORY_MAX},
+    mesh::{self, Mesh},
+    netdev::Netdev,
+    peer,
+    policy::{self, directory::Directory},
+    publish::{self, Projection, Publisher},
+    serve,
+    source::manifests::{Manifests, Place},
+    store::{self, Store},
+    telemetry, tls,
+};
+
+use self::datapath::{Datapath, Known};
+
+mod datapath;
+mod members;
+mod own;
+
+/// How long tasks may take to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// How often a store looks for expired leases; etcd's own resolution is half a second.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What could not be started, with its reason; or the first task that failed.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    telemetry::init(config.log_format, config.debug).context("set up logging")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let tasks = Tasks::new();
+    runtime.block_on(async {
+        let started = start(&tasks, config).await;
+        match started {
+            Ok(()) => stop_on_signal(tasks.token()).await.context("listen for signals")?,
+            Err(_) => tasks.shutdown(),
+        }
+        let finished = tasks.finish(STOP_DEADLINE).await;
+        started?;
+        finished.context("stop")
+    })
+}
+
+/// Builds and spawns everything. The order is the module's promise.
+async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
+    tracing::info!(
+        clusterName = %config.cluster_name,
+        clusterID = %config.cluster_id,
+        nodeName = config.node_name,
+        version = env!("CARGO_PKG_VERSION"),
+        "Tombolo agent is starting"
+    );
+    std::fs::create_dir_all(&config.state_dir)
+        .with_context(|| format!("create --state-dir {}", config.state_dir.display()))?;
+    let readiness = Readiness::new();
+    let server_tls = tls::ServerTls::load(tls::Paths {
+        cert: config.tls_cert_file.clone(),
+        key: config.tls_key_file.clone(),
+        ca: config.tls_ca_file.clone(),
+    })
+    .context("load the server's certificates; make them with `tombolo certs init`")?;
+    let listener = bind(config.listen).await?;
+
+    let keyspaces =
+        serve::Keyspaces { cluster: new_store(), export: new_store(), cache: new_store() };
+    spawn_serve(tasks, listener, &server_tls, &keyspaces, &config);
+
+    let options = enforcer::Options {
+        bpf_root: config.bpf_root.clone(),
+        max_clusters: config.max_clusters,
+    };
+    let (kernel, handle) = tokio::task::spawn_blocking(move || enforcer::open(&options))
+        .await
+        .context("open the datapath")?
+        .context("open the datapath")?;
+    let cancel = tasks.token();
+    tasks.spawn("enforcer", async move { Ok(kernel.run(cancel).await?) });
+
+    let deltas = mesh::Deltas::new(DELTA_QUEUE_MAX);
+    let settings = mesh::Settings {
+        cluster_name: config.cluster_name.clone(),
+        cluster_id: config.cluster_id,
+        max_clusters: config.max_clusters,
+        node_name: config.node_name.clone(),
+    };
+    let mesh = Mesh::new(settings, keyspaces.cache.clone(), deltas.clone());
+    let view = mesh.view();
+    let (join, joining) = members::channel();
+    let cancel = tasks.token();
+    tasks.spawn("mesh", async move {
+        members::run(mesh, joining, cancel).await;
+        Ok(())
+    });
+
+    let (endpoint_events, endpoint_receiver) = mpsc::channel(ENDPOINT_EVENTS_MAX);
+    let source_status = spawn_source(tasks, &config, &keyspaces, &readiness, &join, endpoint_events)
+        .await?;
+    let (policies, policy_events, policy_status) = policy_directory(&config);
+    if let Some(policies) = policies {
+        let cancel = tasks.token();
+        tasks.spawn("policy-dir", async move {
+            policies.run(cancel).await;
+            Ok(())
+        });
+    }
+    let (endpoints, endpoints_view) = watch::channel(Vec::new());
+    let datapath = Datapath {
+        engine: policy::Engine::new(policy::Options {
+            cluster: config.cluster_name.clone(),
+            default_local_cluster: config.policy_default_local_cluster,
+        }),
+        deltas,
+        view: view.clone(),
+        endpoint_events: endpoint_receiver,
+        policies: policy_events,
+        changes: handle.changes.clone(),
+        endpoints,
+        known: Known::default(),
+    };
+    let cancel = tasks.token();
+    tasks.spawn("datapath", datapath.run(cancel));
+
+    let registry = spawn_peers(tasks, &config, &server_tls, &join)?;
+    let statuses = registry.clone();
+    spawn_members_known(tasks, &config, registry, handle.changes.clone());
+
+    let state = admin::State {
+        cluster_name: config.cluster_name.clone(),
+        cluster_id: config.cluster_id,
+        max_clusters: config.max_clusters,
+        node_name: config.node_name.clone(),
+        view,
+        peers: Arc::new(move || statuses.statuses()),
+        endpoints: endpoints_view,
+        drops: handle.events.clone(),
+        readiness,
+        registry: telemetry::registry().context("register metrics")?,
+        started: std::time::Instant::now(),
+        errors: Arc::new(move || standing_errors(&source_status, &policy_status)),
+        datapath: datapath_status(tasks, handle.status.clone()),
+    };
+    admin::metrics::register_mesh(&state).context("register metrics")?;
+    admin::metrics::register_drops(&state.registry, move || drop_counts(&handle))
+        .context("register metrics")?;
+    let listen = admin::Listen {
+        socket_path: config.socket_path.clone(),
+        prometheus: config.prometheus_serve_addr,
+        health: config.health_addr,
+    };
+    admin::start(tasks, &listen, state).context("serve status")?;
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("bind --listen {address}"))
+}
+
+/// Revisions mean something only together with the store's id, so each start has a new one.
+fn new_store() -> Store {
+    let cluster_id = rand::random::<u64>() | 1;
+    Store::new(store::Options { cluster_id, history_max: STORE_HISTORY_MAX })
+}
+
+fn spawn_serve(
+    tasks: &Tasks,
+    listener: TcpListener,
+    server_tls: &tls::ServerTls,
+    keyspaces: &serve::Keyspaces,
+    config: &Config,
+) {
+    let cancel = tasks.token();
+    let watching = server_tls.clone();
+    tasks.spawn("tls-reload", async move {
+        watching.watch(cancel).await;
+        Ok(())
+    });
+    let (cancel, acceptor) = (tasks.token(), server_tls.clone());
+    let (served, name) = (keyspaces.clone(), config.cluster_name.clone());
+    tasks.spawn("serve", async move {
+        let accept = move |tcp| {
+            let acceptor = acceptor.clone();
+            async move {
+                let (stream, name) = acceptor.accept(tcp).await?;
+                Ok::<_, tls::Error>((stream, name.as_str().to_owned()))
+            }
+        };
+        Ok(serve::run(listener, accept, served, name, cancel).await?)
+    });
+    let (cancel, stores) = (tasks.token(), keyspaces.clone());
+    tasks.spawn("lease-expiry", async move {
+        let mut tick = tokio::time::interval(EXPIRY_INTERVAL);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                _ = tick.tick() => {
+                    let now = std::time::Instant::now();
+                    for store in [&stores.cluster, &stores.export, &stores.cache] {
+                        store.expire(now);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Source, publisher, export, and then the own cluster as a member of the mesh.
+async fn spawn_source(
+    tasks: &Tasks,
+    config: &Config,
+    keyspaces: &serve::Keyspaces,
+    readiness: &Readiness,
+    join: &members::Members,
+    endpoint_events: mpsc::Sender<crate::types::EndpointEvent>,
+) -> anyhow::Result<Option<watch::Receiver<crate::source::Status>>> {
+    let options = publish::Options {
+        cluster: config.cluster_name.clone(),
+        id: config.cluster_id,
+        max: config.max_clusters,
+        state_dir: config.state_dir.clone(),
+    };
+    let clock = telemetry::now_utc;
+    let publisher = Publisher::open(options.clone(), keyspaces.cluster.clone(), clock)
+        .await
+        .context("publish")?;
+    let synced = publisher.synced();
+    let (events, receiver) = mpsc::channel(LOCAL_EVENTS_MAX);
+    let status = match &config.manifests_dir {
+        Some(dir) => {
+            let place = Place {
+                cluster: config.cluster_name.clone(),
+                node_name: config.node_name.clone(),
+            };
+            let netdev = Netdev::open().context("open netlink")?;
+            let source = Manifests::new(dir, place, Some(netdev), events);
+            let status = source.status();
+            let cancel = tasks.token();
+            tasks.spawn("manifests", async move { Ok(source.run(cancel).await?) });
+            Some(status)
+        }
+        None => {
+            // Nothing local: the publisher still has to hear that this is all there is.
+            events.send(crate::source::LocalEvent::Synced).await.context("publish")?;
+            None
+        }
+    };
+    let cancel = tasks.token();
+    tasks.spawn("publish", async move { Ok(publisher.run(receiver, endpoint_events, cancel).await?) });
+    let projection =
+        Projection::new(options, keyspaces.cluster.clone(), keyspaces.export.clone(), clock);
+    let (cancel, published) = (tasks.token(), synced.clone());
+    tasks.spawn("export", async move { Ok(projection.run(published, cancel).await?) });
+
+    let token = readiness.pending("source");
+    let (store, name, id) =
+        (keyspaces.cluster.clone(), config.cluster_name.clone(), config.cluster_id);
+    let (cancel, join, mut synced) = (tasks.token(), join.clone(), synced);
+    tasks.spawn("own-cluster", async move {
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            synced = synced.wait_for(|synced| *synced) => drop(synced?),
+        }
+        drop(token);
+        let sender = join.join(name.clone());
+        own::run(store, name, id, sender, cancel).await
+    });
+    Ok(status)
+}
+
+type PolicyStatus = watch::Receiver<Arc<policy::directory::Status>>;
+
+/// Without a policy directory there are no policies, which is said at once.
+fn policy_directory(
+    config: &Config,
+) -> (Option<Directory>, mpsc::Receiver<policy::directory::PolicyEvent>, Option<PolicyStatus>) {
+    match &config.policy_dir {
+        Some(dir) => {
+            let (directory, events, status) = Directory::new(dir.clone());
+            (Some(directory), events, Some(status))
+        }
+        None => {
+            let (_, events) = mpsc::channel(1);
+            (None, events, None)
+        }
+    }
+}
+
+fn spawn_peers(
+    tasks: &Tasks,
+    config: &Config,
+    server_tls: &tls::ServerTls,
+    join: &members::Members,
+) -> anyhow::Result<peer::Registry> {
+    let join = join.clone();
+    let options = peer::Options {
+        directory: config.clustermesh_config.clone(),
+        cluster_name: config.cluster_name.clone(),
+        cluster_id: config.cluster_id,
+        max_clusters: config.max_clusters,
+        trust: server_tls.trust(),
+    };
+    let registry = peer::Registry::new(options, move |name| join.join(name));
+    let (running, cancel) = (registry.clone(), tasks.token());
+    tasks.spawn("peers", async move { Ok(running.run(cancel).await?) });
+    Ok(registry)
+}
+
+/// Once every configured peer has told its id, what the kernel still holds of any other cluster is
+/// left over from a peer that was removed while no agent ran.
+fn spawn_members_known(
+    tasks: &Tasks,
+    config: &Config,
+    registry: peer::Registry,
+    changes: mpsc::Sender<Change>,
+) {
+    let (own, cancel) = (config.cluster_id, tasks.token());
+    tasks.spawn("members", async move {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                _ = tick.tick() => {}
+            }
+            if !registry.scanned() {
+                continue;
+            }
+            let ids = registry.statuses().iter().map(|s| s.config.map(|c| c.cluster_id)).collect();
+            if let Some::<Vec<_>>(mut ids) = ids {
+                ids.push(own);
+                changes.send(Change::Members(ids)).await?;
+                return Ok(());
+            }
+        }
+    });
+}
+
+fn standing_errors(
+    source: &Option<watch::Receiver<crate::source::Status>>,
+    policy: &Option<PolicyStatus>,
+) -> Vec<String> {
+    let mut errors = Vec::new();
+    if let Some(source) = source {
+        let status = source.borrow();
+        errors.extend(status.errors.iter().map(|e| format!("{}:{}: {}", e.file, e.line, e.message)));
+    }
+    if let Some(policy) = policy {
+        let status = policy.borrow();
+        errors.extend(status.error.clone());
+        errors.extend(status.files.values().filter_map(|file| file.error.clone()));
+    }
+    errors
+}
+
+fn drop_counts(handle: &enforcer::Handle) -> Vec<admin::metrics::DropCount> {
+    let counts = handle.counts().unwrap_or_else(|error| {
+        tracing::warn!(%error, "The datapath's counters could not be read");
+        enforcer::Counts::default()
+    });
+    let drops = counts.drops.into_iter();
+    drops
+        .map(|c| admin::metrics::DropCount {
+            reason: c.reason,
+            direction: c.direction,
+            packets: c.packets,
+        })
+        .collect()
+}
+
+fn datapath_status(
+    tasks: &Tasks,
+    mut status: watch::Receiver<enforcer::Status>,
+) -> watch::Receiver<serde_json::Value> {
+    let json = |status: &enforcer::Status| {
+        serde_json::to_value(status).unwrap_or(serde_json::Value::Null)
+    };
+    let (sender, receiver) = watch::channel(json(&status.borrow()));
+    let cancel = tasks.token();
+    tasks.spawn("datapath-status", async move {
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                changed = status.changed() => if changed.is_err() { return Ok(()) },
+            }
+            sender.send_replace(json(&status.borrow_and_update()));
+        }
+    });
+    receiver
+}

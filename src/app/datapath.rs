@@ -1,0 +1,165 @@
+//! Joins mesh, endpoints and policies into changes for the enforcer.
+//! Always true: no endpoint reaches the policy engine before the policy directory was read once,
+//! so that a restart never takes an enforced endpoint for one without policy.
+use std::{collections::HashSet, sync::Arc};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    enforcer::Change,
+    limits::DELTA_BATCH_MAX,
+    mesh::{Delta, Deltas, View},
+    policy::{Engine, MapDelta, directory::PolicyEvent},
+    types::{EndpointEvent, IdentityId, IpPrefix, LocalEndpoint},
+};
+
+/// Everything the task reads and writes.
+pub(super) struct Datapath {
+    pub(super) engine: Engine,
+    pub(super) deltas: Deltas,
+    pub(super) view: View,
+    pub(super) endpoint_events: mpsc::Receiver<EndpointEvent>,
+    pub(super) policies: mpsc::Receiver<PolicyEvent>,
+    pub(super) changes: mpsc::Sender<Change>,
+    pub(super) endpoints: watch::Sender<Vec<Arc<LocalEndpoint>>>,
+    /// What was told to engine and enforcer, to find what vanished when deltas were lost.
+    pub(super) known: Known,
+}
+
+/// Identities and addresses that were handed on.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    identities: HashSet<IdentityId>,
+    addresses: HashSet<IpPrefix>,
+}
+
+impl Datapath {
+    /// Runs until cancelled or until the enforcer is gone.
+    pub(super) async fn run(mut self, cancel: CancellationToken) -> anyhow::Result<()> {
+        if !self.read_policies_once(&cancel).await {
+            return Ok(());
+        }
+        loop {
+            let mut changes = Vec::new();
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                Some(event) = self.policies.recv() => self.policy(event, &mut changes),
+                Some(event) = self.endpoint_events.recv() => self.endpoint(event, &mut changes),
+                batch = self.deltas.pop_batch(DELTA_BATCH_MAX) => {
+                    if batch.lost {
+                        self.recover(&mut changes);
+                    }
+                    self.deltas(batch.items, &mut changes);
+                }
+            }
+            for change in changes {
+                if self.changes.send(change).await.is_err() {
+                    anyhow::bail!("the enforcer has ended");
+                }
+            }
+        }
+    }
+
+    /// Returns false if cancelled.
+    async fn read_policies_once(&mut self, cancel: &CancellationToken) -> bool {
+        let mut ignored = Vec::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return false,
+                event = self.policies.recv() => match event {
+                    Some(PolicyEvent::Synced) | None => return true,
+                    Some(event) => self.policy(event, &mut ignored),
+                },
+            }
+        }
+    }
+
+    fn policy(&mut self, event: PolicyEvent, changes: &mut Vec<Change>) {
+        let mut out = Vec::new();
+        match event {
+            PolicyEvent::FileSet { file, policies } => {
+                self.engine.set_policies(&file, policies, &mut out);
+            }
+            PolicyEvent::FileRemoved { file } => self.engine.remove_file(&file, &mut out),
+            PolicyEvent::Synced => {}
+        }
+        changes.extend(out.into_iter().map(Change::Map));
+    }
+
+    fn endpoint(&mut self, event: EndpointEvent, changes: &mut Vec<Change>) {
+        let mut out = Vec::new();
+        self.engine.apply_endpoint(&event, &mut out);
+        self.endpoints.send_modify(|list| match &event {
+            EndpointEvent::Upsert(endpoint) => {
+                list.retain(|e| e.id != endpoint.id);
+                list.push(Arc::clone(endpoint));
+            }
+            EndpointEvent::Delete(id) => list.retain(|e| e.id != *id),
+            EndpointEvent::Synced => {}
+        });
+        // Entries before the endpoint that they judge; when it goes, the endpoint first.
+        let gone = matches!(event, EndpointEvent::Delete(_));
+        if gone {
+            changes.push(Change::Endpoint(event));
+            changes.extend(out.into_iter().map(Change::Map));
+        } else {
+            changes.extend(out.into_iter().map(Change::Map));
+            changes.push(Change::Endpoint(event));
+        }
+    }
+
+    /// Identities go to the engine before any address of the same batch reaches the kernel.
+    fn deltas(&mut self, deltas: Vec<Delta>, changes: &mut Vec<Change>) {
+        let mut out: Vec<MapDelta> = Vec::new();
+        let mut rest = Vec::new();
+        for delta in deltas {
+            match delta {
+                Delta::Identity { id, labels } => {
+                    match labels {
+                        Some(_) => self.known.identities.insert(id),
+                        None => self.known.identities.remove(&id),
+                    };
+                    self.engine.apply_identity(id, labels, &mut out);
+                }
+                Delta::Ip { prefix, target } => {
+                    match target {
+                        Some(_) => self.known.addresses.insert(prefix),
+                        None => self.known.addresses.remove(&prefix),
+                    };
+                    rest.push(Change::Ip { prefix, target });
+                }
+                Delta::Synced { cluster } => rest.push(Change::Synced { cluster }),
+                Delta::Removed { cluster } => rest.push(Change::RemovedCluster { cluster }),
+            }
+        }
+        changes.extend(out.into_iter().map(Change::Map));
+        changes.extend(rest);
+    }
+
+    /// Deltas were lost: everything is told again, and what is not there any more is withdrawn.
+    fn recover(&mut self, changes: &mut Vec<Change>) {
+        tracing::warn!("The queue of deltas overran; reconciling in full");
+        changes.push(Change::Resync);
+        let view = self.view.clone();
+        let vanished = |known: &Known| -> Vec<Delta> {
+            let identities = known.identities.iter().filter(|id| !view.identities.contains_key(id));
+            let addresses = known.addresses.iter().filter(|p| !view.addresses.contains_key(p));
+            let identities = identities.map(|id| Delta::Identity { id: *id, labels: None });
+            let addresses = addresses.map(|p| Delta::Ip { prefix: *p, target: None });
+            identities.chain(addresses).collect()
+        };
+        let mut all = vanished(&self.known);
+        all.extend(view.identities.iter().map(|entry| Delta::Identity {
+            id: *entry.key(),
+            labels: Some(Arc::clone(&entry.labels)),
+        }));
+        all.extend(
+            view.addresses
+                .iter()
+                .map(|entry| Delta::Ip { prefix: *entry.key(), target: Some(*entry.value()) }),
+        );
+        self.deltas(all, changes);
+    }
+}
