@@ -1,6 +1,340 @@
-//! The operator's verbs.
+//! The operator's verbs. `agent` runs the agent; all others ask a running one over its socket.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+//! The only module that prints. Tables have the columns of Cilium's command line, so that the same
+//! eyes and scripts can read them; `-o json` prints what the admin route answered.
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::{
+    admin::wire,
+    config::{Args, Config, ConfigError, SocketArg},
+};
+
+mod client;
+mod print;
+#[cfg(test)]
+mod tests;
+
+/// Joins clusters: publishes, imports and enforces ClusterMesh keyspaces without Kubernetes.
+#[derive(Debug, Parser)]
+#[command(name = "tombolo", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    socket: SocketArg,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the agent.
+    Agent(Box<Args>),
+    /// Show the state of the agent and of its peers.
+    Status {
+        /// Show also the own cluster's counts and the entries refused.
+        #[arg(long)]
+        verbose: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Nodes of all clusters.
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// Security identities of all clusters.
+    #[command(subcommand)]
+    Identity(IdentityVerb),
+    /// Workloads of this node.
+    #[command(subcommand)]
+    Endpoint(EndpointVerb),
+    /// Addresses of all clusters.
+    #[command(subcommand)]
+    Ip(IpVerb),
+    /// Print events as they happen, until stopped.
+    Monitor {
+        /// Which events.
+        #[arg(short = 't', long = "type", value_enum, default_value = "drop")]
+        kind: EventKind,
+        /// Only events of this endpoint.
+        #[arg(long, value_name = "ENDPOINT")]
+        related_to: Option<u32>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Succeed if the agent is ready; else say what it waits for.
+    Health,
+    /// Show the version.
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeVerb {
+    /// List them.
+    #[command(visible_alias = "ls")]
+    List(Output),
+}
+
+#[derive(Debug, Subcommand)]
+enum EndpointVerb {
+    /// List them.
+    #[command(visible_alias = "ls")]
+    List(Output),
+}
+
+#[derive(Debug, Subcommand)]
+enum IpVerb {
+    /// List them with the identities that their packets carry.
+    #[command(visible_alias = "ls")]
+    List(Output),
+}
+
+#[derive(Debug, Subcommand)]
+enum IdentityVerb {
+    /// List them, the reserved ones included.
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those with all of these labels, each `source:key=value` or `key=value`.
+        labels: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one.
+    Get {
+        /// Its number.
+        id: u32,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Output {
+    /// Print JSON instead of text.
+    #[arg(short, long, value_enum, value_name = "FORMAT")]
+    output: Option<Format>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum EventKind {
+    Drop,
+}
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0:#}")]
+    Agent(anyhow::Error),
+    #[error("log setup: {0}")]
+    Telemetry(tracing_subscriber::util::TryInitError),
+    #[error("start the runtime: {0}")]
+    Runtime(io::Error),
+    #[error(
+        "connect to the agent at {}: {source}\n\
+         Is the agent running? Name its socket with --socket-path or TOMBOLO_SOCKET_PATH.",
+        path.display()
+    )]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("ask the agent for {route}: {source}\nLook into the agent's log.")]
+    Request {
+        route: &'static str,
+        source: hyper::Error,
+    },
+    #[error("ask the agent for {route}: it answered {status}: {body}")]
+    Refused {
+        route: &'static str,
+        status: hyper::StatusCode,
+        body: String,
+    },
+    #[error(
+        "read the agent's answer to {route}: {source}\n\
+         Do the agent and this command have the same version? tombolo status -o json shows its own."
+    )]
+    Decode {
+        route: &'static str,
+        source: serde_json::Error,
+    },
+    #[error("identity {0} is not known; tombolo identity list shows which are")]
+    NoIdentity(u32),
+    #[error("the agent closed the event stream; is it still running? tombolo health")]
+    StreamEnded,
+    #[error("write the output: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Error {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) => ExitCode::from(2),
+            // The reader has seen enough (`| head`).
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
 /// Runs the command line and returns its exit code.
 #[must_use]
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to do if even the usage can't be printed.
+            drop(error.print());
+            return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+    };
+    match run(cli, &mut io::stdout()) {
+        Ok(code) => code,
+        Err(error) => {
+            let code = error.exit_code();
+            if code != ExitCode::SUCCESS {
+                drop(writeln!(io::stderr(), "tombolo: {error}"));
+            }
+            code
+        }
+    }
+}
+
+fn run(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, Error> {
+    match cli.verb {
+        Verb::Agent(args) => {
+            let config = Config::load(&args, &cli.socket)?;
+            crate::telemetry::init(config.log_format, config.debug).map_err(Error::Telemetry)?;
+            crate::app::run(config).map_err(Error::Agent)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Version => {
+            writeln!(out, "tombolo {}", env!("CARGO_PKG_VERSION"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        verb => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let client = client::Client::new(cli.socket.path());
+            runtime
+                .map_err(Error::Runtime)?
+                .block_on(ask(verb, &client, out))
+        }
+    }
+}
+
+async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result<ExitCode, Error> {
+    match verb {
+        Verb::Agent(_) | Verb::Version => {}
+        Verb::Status { verbose, output } => {
+            let status: wire::Status = client.json("/v1/status").await?;
+            output.write(out, &status, |status| print::status(status, verbose))?;
+        }
+        Verb::Node(NodeVerb::List(output)) => {
+            let nodes: Vec<wire::Node> = client.json("/v1/nodes").await?;
+            output.write(out, &nodes, |nodes| print::nodes(nodes))?;
+        }
+        Verb::Endpoint(EndpointVerb::List(output)) => {
+            let endpoints: Vec<wire::Endpoint> = client.json("/v1/endpoints").await?;
+            output.write(out, &endpoints, |endpoints| print::endpoints(endpoints))?;
+        }
+        Verb::Ip(IpVerb::List(output)) => {
+            let ips: Vec<wire::Ip> = client.json("/v1/ip").await?;
+            output.write(out, &ips, |ips| print::ips(ips))?;
+        }
+        Verb::Identity(IdentityVerb::List { labels, output }) => {
+            let mut identities: Vec<wire::Identity> = client.json("/v1/identities").await?;
+            identities.retain(|identity| labels.iter().all(|label| has_label(identity, label)));
+            output.write(out, &identities, |identities| print::identities(identities))?;
+        }
+        Verb::Identity(IdentityVerb::Get { id, output }) => {
+            let mut identities: Vec<wire::Identity> = client.json("/v1/identities").await?;
+            identities.retain(|identity| identity.id == id);
+            let identity = identities.first().ok_or(Error::NoIdentity(id))?;
+            output.write(out, identity, |identity| {
+                print::identities(std::slice::from_ref(identity))
+            })?;
+        }
+        Verb::Monitor {
+            kind: EventKind::Drop,
+            related_to,
+            output,
+        } => {
+            monitor(client, related_to, &output, out).await?;
+        }
+        Verb::Health => {
+            let (status, body) = client.text("/readyz").await?;
+            out.write_all(body.as_bytes())?;
+            if !status.is_success() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn monitor(
+    client: &client::Client,
+    related_to: Option<u32>,
+    output: &Output,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    let route = "/v1/monitor";
+    let mut lines = client.lines(route).await?;
+    // Once this is printed nothing that happens is missed; scripts wait for it.
+    drop(writeln!(
+        io::stderr(),
+        "Listening for drop events, press Ctrl-C to quit"
+    ));
+    while let Some(text) = lines.next().await? {
+        let line: wire::MonitorLine =
+            serde_json::from_str(&text).map_err(|source| Error::Decode { route, source })?;
+        if let (wire::MonitorLine::Drop(drop), Some(id)) = (&line, related_to)
+            && drop.endpoint != id
+        {
+            continue;
+        }
+        match output.output {
+            Some(Format::Json) => writeln!(out, "{text}")?,
+            None => writeln!(out, "{}", print::monitor_line(&line))?,
+        }
+        out.flush()?;
+    }
+    Err(Error::StreamEnded)
+}
+
+/// A filter without a source matches every source.
+fn has_label(identity: &wire::Identity, wanted: &str) -> bool {
+    identity.labels.iter().any(|label| {
+        label == wanted
+            || label
+                .split_once(':')
+                .is_some_and(|(_, bare)| bare == wanted)
+    })
+}
+
+impl Output {
+    fn write<T: serde::Serialize>(
+        &self,
+        out: &mut dyn Write,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Error> {
+        match self.output {
+            Some(Format::Json) => {
+                serde_json::to_writer_pretty(&mut *out, value).map_err(io::Error::from)?;
+                writeln!(out)?;
+            }
+            None => out.write_all(text(value).as_bytes())?,
+        }
+        Ok(out.flush()?)
+    }
 }

@@ -17,11 +17,9 @@ use crate::{keyspace::Kind, policy::Direction};
 /// # Errors
 /// If they are registered already.
 pub fn register_mesh(state: &State) -> Result<(), prometheus::Error> {
-    let collector = Statuses {
-        families: MESH,
-        read: mesh_samples(state.clone()),
-    };
-    state.registry.register(Box::new(collector))
+    state
+        .registry
+        .register(Box::new(Statuses::new(MESH, mesh_samples(state.clone()))?))
 }
 
 /// Packets dropped for one reason.
@@ -59,10 +57,7 @@ pub fn register_drops(
         };
         counts().into_iter().map(sample).collect()
     };
-    registry.register(Box::new(Statuses {
-        families: DROPS,
-        read: Arc::new(read),
-    }))
+    registry.register(Box::new(Statuses::new(DROPS, Arc::new(read))?))
 }
 
 struct Family {
@@ -224,11 +219,24 @@ struct Statuses {
 impl Statuses {
     fn new(families: &'static [Family], read: Read) -> Result<Self, prometheus::Error> {
         let desc = |family: &Family| {
-            let labels = family.labels.iter().map(|label| (*label).to_owned()).collect();
-            Desc::new(family.name.to_owned(), family.help.to_owned(), labels, HashMap::new())
+            let labels = family
+                .labels
+                .iter()
+                .map(|label| (*label).to_owned())
+                .collect();
+            Desc::new(
+                family.name.to_owned(),
+                family.help.to_owned(),
+                labels,
+                HashMap::new(),
+            )
         };
         let descs = families.iter().map(desc).collect::<Result<_, _>>()?;
-        Ok(Self { families, descs, read })
+        Ok(Self {
+            families,
+            descs,
+            read,
+        })
     }
 }
 

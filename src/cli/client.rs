@@ -1,0 +1,127 @@
+//! One HTTP request per connection over the agent's unix socket.
+use std::path::PathBuf;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Request, StatusCode, body::Bytes, body::Incoming, header};
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixStream, task::JoinSet};
+
+use super::Error;
+
+pub(super) struct Client {
+    socket: PathBuf,
+}
+
+struct Answer {
+    route: &'static str,
+    status: StatusCode,
+    body: Incoming,
+    /// Drives the connection; dropped with the answer, which closes it.
+    _connection: JoinSet<()>,
+}
+
+/// An answer that goes on, by lines.
+pub(super) struct Lines {
+    answer: Answer,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    pub(super) fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// The whole body, whatever the status.
+    pub(super) async fn text(&self, route: &'static str) -> Result<(StatusCode, String), Error> {
+        let answer = self.get(route).await?;
+        let body = answer
+            .body
+            .collect()
+            .await
+            .map_err(|source| Error::Request { route, source })?;
+        Ok((
+            answer.status,
+            String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+        ))
+    }
+
+    pub(super) async fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        route: &'static str,
+    ) -> Result<T, Error> {
+        let (status, body) = self.text(route).await?;
+        if status != StatusCode::OK {
+            return Err(Error::Refused {
+                route,
+                status,
+                body,
+            });
+        }
+        serde_json::from_str(&body).map_err(|source| Error::Decode { route, source })
+    }
+
+    pub(super) async fn lines(&self, route: &'static str) -> Result<Lines, Error> {
+        let answer = self.get(route).await?;
+        let status = answer.status;
+        if status != StatusCode::OK {
+            return Err(Error::Refused {
+                route,
+                status,
+                body: String::new(),
+            });
+        }
+        Ok(Lines {
+            answer,
+            buffer: Vec::new(),
+        })
+    }
+
+    async fn get(&self, route: &'static str) -> Result<Answer, Error> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| Error::Connect {
+                path: self.socket.clone(),
+                source,
+            })?;
+        let failed = |source| Error::Request { route, source };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(failed)?;
+        let mut tasks = JoinSet::new();
+        // An error of the connection comes out of the request or the body too.
+        tasks.spawn(async move { drop(connection.await) });
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = hyper::Uri::from_static(route);
+        request
+            .headers_mut()
+            .insert(header::HOST, header::HeaderValue::from_static("tombolo"));
+        let response = sender.send_request(request).await.map_err(failed)?;
+        let status = response.status();
+        Ok(Answer {
+            route,
+            status,
+            body: response.into_body(),
+            _connection: tasks,
+        })
+    }
+}
+
+impl Lines {
+    /// The next line without its end; `None` once the agent closed the stream.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, Error> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
+            }
+            let Some(frame) = self.answer.body.frame().await else {
+                return Ok(None);
+            };
+            let route = self.answer.route;
+            let frame = frame.map_err(|source| Error::Request { route, source })?;
+            if let Some(bytes) = frame.data_ref() {
+                self.buffer.extend_from_slice(bytes);
+            }
+        }
+    }
+}
