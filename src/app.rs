@@ -141,7 +141,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let cancel = tasks.token();
     tasks.spawn("datapath", datapath.run(cancel));
 
-    let registry = spawn_peers(tasks, &config, &server_tls, &join)?;
+    let registry = spawn_peers(tasks, &config, &server_tls, &join);
     let statuses = registry.clone();
     spawn_members_known(tasks, &config, registry, handle.changes.clone());
 
@@ -310,19 +310,23 @@ fn spawn_peers(
     config: &Config,
     server_tls: &tls::ServerTls,
     join: &members::Members,
-) -> anyhow::Result<peer::Registry> {
+) -> peer::Registry {
     let join = join.clone();
     let options = peer::Options {
         directory: config.clustermesh_config.clone(),
-        cluster_name: config.cluster_name.clone(),
-        cluster_id: config.cluster_id,
+        cluster: config.cluster_name.clone(),
+        id: config.cluster_id,
         max_clusters: config.max_clusters,
-        trust: server_tls.trust(),
+        trust: Some(server_tls.trust()),
+        clock: telemetry::wall_clock,
     };
-    let registry = peer::Registry::new(options, move |name| join.join(name));
+    let registry = peer::Registry::new(options, move |name| join.join(name.clone()));
     let (running, cancel) = (registry.clone(), tasks.token());
-    tasks.spawn("peers", async move { Ok(running.run(cancel).await?) });
-    Ok(registry)
+    tasks.spawn("peers", async move {
+        running.run(cancel).await;
+        Ok(())
+    });
+    registry
 }
 
 /// Once every configured peer has told its id, what the kernel still holds of any other cluster is

@@ -16,6 +16,7 @@ use crate::{
     config::{Args, Config, ConfigError, SocketArg},
 };
 
+pub mod certs;
 mod client;
 mod print;
 #[cfg(test)]
@@ -35,6 +36,7 @@ struct Cli {
 enum Verb {
     /// Run the agent.
     Agent(Box<Args>),
+    Certs(certs::CertsArgs),
     /// Show the state of the agent and of its peers.
     Status {
         /// Show also the own cluster's counts and the entries refused.
@@ -136,8 +138,8 @@ enum Error {
     Config(#[from] ConfigError),
     #[error("{0:#}")]
     Agent(anyhow::Error),
-    #[error("log setup: {0}")]
-    Telemetry(tracing_subscriber::util::TryInitError),
+    #[error("{0:#}")]
+    Certs(anyhow::Error),
     #[error("start the runtime: {0}")]
     Runtime(io::Error),
     #[error(
@@ -211,8 +213,11 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, Error> {
     match cli.verb {
         Verb::Agent(args) => {
             let config = Config::load(&args, &cli.socket)?;
-            crate::telemetry::init(config.log_format, config.debug).map_err(Error::Telemetry)?;
             crate::app::run(config).map_err(Error::Agent)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Certs(args) => {
+            certs::run(args).map_err(Error::Certs)?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Version => {
@@ -233,7 +238,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, Error> {
 
 async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result<ExitCode, Error> {
     match verb {
-        Verb::Agent(_) | Verb::Version => {}
+        Verb::Agent(_) | Verb::Certs(_) | Verb::Version => {}
         Verb::Status { verbose, output } => {
             let status: wire::Status = client.json("/v1/status").await?;
             output.write(out, &status, |status| print::status(status, verbose))?;

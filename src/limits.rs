@@ -76,7 +76,7 @@ pub const PEER_FILE_BYTES_MAX: u64 = 256 * 1024;
 /// How often the peer directory is scanned even if no notification came (network file systems).
 pub const PEER_SCAN_INTERVAL: Duration = Duration::from_secs(2);
 /// Quiet time after a notification, so that an editor's unlink-and-write counts as one change.
-pub const PEER_SCAN_SETTLE: Duration = Duration::from_millis(200);
+pub const PEER_SCAN_SETTLE: Duration = Duration::from_millis(30);
 /// Bounds of the jittered backoff between attempts to reach a peer.
 pub const PEER_BACKOFF: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(10));
@@ -86,6 +86,8 @@ pub const PEER_FILES_WAIT: Duration = Duration::from_secs(1);
 pub const HEARTBEAT_STALE: Duration = Duration::from_secs(120);
 /// How often liveness is judged and the peer's CA file compared.
 pub const LIVENESS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a connected peer's cluster-config is compared; it changes by hand only.
+pub const CLUSTER_CONFIG_CHECK: Duration = Duration::from_secs(30);
 /// How long a connected peer may lack its cluster-config before the connection is rebuilt.
 pub const CLUSTER_CONFIG_WAIT: Duration = Duration::from_secs(180);
 /// Batches of events that may wait between a peer's session and the mesh.

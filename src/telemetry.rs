@@ -69,6 +69,18 @@ where
     }
 }
 
+/// The time of day, for whoever takes a clock as an argument.
+#[must_use]
+pub fn wall_clock() -> std::time::SystemTime {
+    std::time::SystemTime::now()
+}
+
+/// The same, in UTC.
+#[must_use]
+pub fn now_utc() -> time::OffsetDateTime {
+    wall_clock().into()
+}
+
 /// The registry that modules register their metrics in, with what describes the process itself.
 ///
 /// # Errors

@@ -37,7 +37,8 @@ pub(super) async fn run(
     let follow = async {
         sink.send(MemberEvent::Connected { name: name.clone(), id }).await?;
         loop {
-            let client = Client::from_channel(serve::in_process(store.clone(), cancel.clone()));
+            let channel = serve::in_process(store.clone(), cancel.clone());
+            let client = Client::in_process(channel).await?;
             let Err(error) = follower::follow(&client, &subject, &sink, |_| ()).await;
             tracing::warn!(error = format!("{error:#}"), "Following the own store broke off");
             tokio::time::sleep(RETRY).await;

@@ -117,15 +117,12 @@ impl Client {
         Err(last)
     }
 
-    /// A client over a stream that stands already, for a store in this process. Cancel safe.
+    /// A client of a store in this process, see `serve::in_process`. Cancel safe.
     ///
     /// # Errors
-    /// [`Error::Http`] if the other side does not speak HTTP/2.
-    pub async fn over<S>(stream: S) -> Result<Self, Error>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        over(stream, "localhost", false, None).await
+    /// [`Error::Call`], in practice never.
+    pub async fn in_process(channel: etcd_client::Channel) -> Result<Self, Error> {
+        client(channel, "localhost", None).await
     }
 }
 
@@ -206,12 +203,19 @@ where
         .await
         .map_err(http)?;
 
+    client(etcd_client::Channel::Tonic(channel), address, user).await
+}
+
+async fn client(
+    channel: etcd_client::Channel,
+    address: &str,
+    user: Option<(String, String)>,
+) -> Result<Client, Error> {
     let mut options = etcd_client::ConnectOptions::new().with_require_leader(true);
     if let Some((name, password)) = user {
         options = options.with_user(name, password);
     }
-    let from =
-        etcd_client::Client::from_channel(etcd_client::Channel::Tonic(channel), Some(options));
+    let from = etcd_client::Client::from_channel(channel, Some(options));
     let client = super::call_within("log in to", address, from).await?;
     Ok(Client {
         kv: client
