@@ -25,8 +25,17 @@ struct Face {
 
 impl Face {
     async fn start(common_name: &'static str) -> Self {
-        let store = |cluster_id| Store::new(Options { cluster_id, history_max: 10_000 });
-        let keyspaces = Keyspaces { cluster: store(11), export: store(12), cache: store(13) };
+        let store = |cluster_id| {
+            Store::new(Options {
+                cluster_id,
+                history_max: 10_000,
+            })
+        };
+        let keyspaces = Keyspaces {
+            cluster: store(11),
+            export: store(12),
+            cache: store(13),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let cancel = CancellationToken::new();
@@ -34,11 +43,18 @@ impl Face {
             move |tcp: TcpStream| async move { Ok::<_, Infallible>((tcp, common_name.to_owned())) };
         let cluster = "west".parse().unwrap();
         let run = serve::run(listener, accept, keyspaces.clone(), cluster, cancel.clone());
-        Self { keyspaces, endpoint, cancel, served: tokio::spawn(run) }
+        Self {
+            keyspaces,
+            endpoint,
+            cancel,
+            served: tokio::spawn(run),
+        }
     }
 
     async fn client(&self) -> etcd_client::Client {
-        etcd_client::Client::connect([&self.endpoint], None).await.unwrap()
+        etcd_client::Client::connect([&self.endpoint], None)
+            .await
+            .unwrap()
     }
 
     async fn stop(self) {
@@ -50,5 +66,7 @@ impl Face {
 /// Waits for something that must happen soon.
 async fn within<T>(future: impl Future<Output = T>) -> T {
     let limit = std::time::Duration::from_secs(10);
-    tokio::time::timeout(limit, future).await.expect("nothing happened within 10 s")
+    tokio::time::timeout(limit, future)
+        .await
+        .expect("nothing happened within 10 s")
 }

@@ -27,7 +27,10 @@ async fn keys_ranges_and_headers() {
     assert_eq!((header.cluster_id(), header.revision()), (11, 2));
     assert!(header.member_id() != 0 && header.raft_term() != 0);
     client.put("a/2", "y", None).await.unwrap();
-    let put = client.put("a/1", "z", Some(PutOptions::new().with_prev_key())).await.unwrap();
+    let put = client
+        .put("a/1", "z", Some(PutOptions::new().with_prev_key()))
+        .await
+        .unwrap();
     assert_eq!(put.prev_key().unwrap().value(), b"x");
 
     let options = GetOptions::new().with_prefix().with_limit(1);
@@ -38,8 +41,9 @@ async fn keys_ranges_and_headers() {
     let got = client.get("a/", Some(options)).await.unwrap();
     assert_eq!(got.kvs()[0].value(), b"x");
     assert_eq!(got.header().unwrap().revision(), 4);
-    let options =
-        GetOptions::new().with_prefix().with_sort(SortTarget::Mod, SortOrder::Descend);
+    let options = GetOptions::new()
+        .with_prefix()
+        .with_sort(SortTarget::Mod, SortOrder::Descend);
     let got = client.get("a/", Some(options)).await.unwrap();
     assert_eq!(got.kvs()[0].key(), b"a/1");
     let options = DeleteOptions::new().with_prefix().with_prev_key();
@@ -47,7 +51,10 @@ async fn keys_ranges_and_headers() {
     assert_eq!((gone.deleted(), gone.prev_kvs().len()), (2, 2));
 
     client.compact(3, None).await.unwrap();
-    let error = client.get("a", Some(GetOptions::new().with_revision(2))).await.unwrap_err();
+    let error = client
+        .get("a", Some(GetOptions::new().with_revision(2)))
+        .await
+        .unwrap_err();
     let text = "etcdserver: mvcc: required revision has been compacted".to_owned();
     assert_eq!(code(error), (11, text));
     let status = client.status().await.unwrap();
@@ -71,9 +78,14 @@ async fn transactions_and_their_errors() {
     let twice = Txn::new().and_then([TxnOp::put("a", "", None), TxnOp::put("a", "", None)]);
     let text = "etcdserver: duplicate key given in txn request".to_owned();
     assert_eq!(code(client.txn(twice).await.unwrap_err()), (3, text));
-    let many: Vec<_> = (0..129).map(|i| TxnOp::put(format!("{i}"), "", None)).collect();
+    let many: Vec<_> = (0..129)
+        .map(|i| TxnOp::put(format!("{i}"), "", None))
+        .collect();
     let text = "etcdserver: too many operations in txn request".to_owned();
-    assert_eq!(code(client.txn(Txn::new().and_then(many)).await.unwrap_err()), (3, text));
+    assert_eq!(
+        code(client.txn(Txn::new().and_then(many)).await.unwrap_err()),
+        (3, text)
+    );
     face.stop().await;
 }
 
@@ -86,13 +98,19 @@ async fn watches_share_a_stream_and_end_one_by_one() {
     let mut stream = within(client.watch("a", Some(options))).await.unwrap();
     let past = within(stream.message()).await.unwrap().unwrap();
     assert_eq!((past.watch_id(), past.events().len()), (0, 1));
-    stream.watch("b", Some(WatchOptions::new().with_prefix())).await.unwrap();
+    stream
+        .watch("b", Some(WatchOptions::new().with_prefix()))
+        .await
+        .unwrap();
     let created = within(stream.message()).await.unwrap().unwrap();
     assert!(created.created() && created.watch_id() == 1);
 
     client.put("b1", "1", None).await.unwrap();
     let event = within(stream.message()).await.unwrap().unwrap();
-    assert_eq!((event.watch_id(), event.header().unwrap().revision()), (1, 3));
+    assert_eq!(
+        (event.watch_id(), event.header().unwrap().revision()),
+        (1, 3)
+    );
     client.delete("a", None).await.unwrap();
     let event = within(stream.message()).await.unwrap().unwrap();
     assert_eq!(event.events()[0].event_type(), EventType::Delete);
@@ -101,7 +119,10 @@ async fn watches_share_a_stream_and_end_one_by_one() {
 
     stream.request_progress().await.unwrap();
     let progress = within(stream.message()).await.unwrap().unwrap();
-    assert_eq!((progress.watch_id(), progress.header().unwrap().revision()), (-1, 4));
+    assert_eq!(
+        (progress.watch_id(), progress.header().unwrap().revision()),
+        (-1, 4)
+    );
     stream.cancel(0).await.unwrap();
     let canceled = within(stream.message()).await.unwrap().unwrap();
     assert!(canceled.canceled() && canceled.watch_id() == 0);
@@ -116,7 +137,10 @@ async fn watches_share_a_stream_and_end_one_by_one() {
 
     let served = face.served;
     face.cancel.cancel();
-    assert!(within(stream.message()).await.is_err(), "open streams end with the server");
+    assert!(
+        within(stream.message()).await.is_err(),
+        "open streams end with the server"
+    );
     within(served).await.unwrap().unwrap();
 }
 
@@ -125,7 +149,10 @@ async fn leases_grant_renew_and_revoke() {
     let face = Face::start("admin-west").await;
     let mut client = face.client().await;
     let lease = client.lease_grant(30, None).await.unwrap();
-    client.put("a", "1", Some(PutOptions::new().with_lease(lease.id()))).await.unwrap();
+    client
+        .put("a", "1", Some(PutOptions::new().with_lease(lease.id())))
+        .await
+        .unwrap();
     let (mut keeper, mut answers) = client.lease_keep_alive(lease.id()).await.unwrap();
     keeper.keep_alive().await.unwrap();
     assert_eq!(within(answers.message()).await.unwrap().unwrap().ttl(), 30);
@@ -133,13 +160,19 @@ async fn leases_grant_renew_and_revoke() {
     assert_eq!(leases.leases()[0].id(), lease.id());
     let exists = LeaseGrantOptions::new().with_id(lease.id());
     let error = client.lease_grant(5, Some(exists)).await.unwrap_err();
-    assert_eq!(code(error), (9, "etcdserver: lease already exists".to_owned()));
+    assert_eq!(
+        code(error),
+        (9, "etcdserver: lease already exists".to_owned())
+    );
     client.lease_revoke(lease.id()).await.unwrap();
     assert!(client.get("a", None).await.unwrap().kvs().is_empty());
     let gone = client.lease_time_to_live(lease.id(), None).await.unwrap();
     assert_eq!(gone.ttl(), -1);
     let error = client.lease_revoke(lease.id()).await.unwrap_err();
-    assert_eq!(code(error), (5, "etcdserver: requested lease not found".to_owned()));
+    assert_eq!(
+        code(error),
+        (5, "etcdserver: requested lease not found".to_owned())
+    );
     face.stop().await;
 }
 
@@ -150,7 +183,10 @@ async fn expired_leases_delete_keys() {
     let expiry = tokio::spawn(expiry);
     let mut client = face.client().await;
     let lease = client.lease_grant(1, None).await.unwrap();
-    client.put("a", "1", Some(PutOptions::new().with_lease(lease.id()))).await.unwrap();
+    client
+        .put("a", "1", Some(PutOptions::new().with_lease(lease.id())))
+        .await
+        .unwrap();
     let mut stream = client.watch("a", None).await.unwrap();
     let event = within(stream.message()).await.unwrap().unwrap();
     assert_eq!(event.events()[0].event_type(), EventType::Delete);
@@ -162,34 +198,73 @@ async fn expired_leases_delete_keys() {
 async fn peers_read_their_grants_and_nothing_else() {
     let face = Face::start("remote-east").await;
     let export = &face.keyspaces.export;
-    export.put("cilium/state/nodes/v1/west/n".into(), "{}".into(), 0).unwrap();
+    export
+        .put("cilium/state/nodes/v1/west/n".into(), "{}".into(), 0)
+        .unwrap();
     let mut client = face.client().await;
     let denied = (7, "etcdserver: permission denied".to_owned());
     let prefix = || Some(GetOptions::new().with_prefix());
-    assert_eq!(client.get("cilium/state/", prefix()).await.unwrap().count(), 1);
-    client.get("cilium/cluster-config/west", None).await.unwrap();
-    for outside in ["cilium/", "cilium/cluster-config/", "cilium/cache/", "cilium/synced/east/"] {
-        assert_eq!(code(client.get(outside, prefix()).await.unwrap_err()), denied, "{outside}");
+    assert_eq!(
+        client.get("cilium/state/", prefix()).await.unwrap().count(),
+        1
+    );
+    client
+        .get("cilium/cluster-config/west", None)
+        .await
+        .unwrap();
+    for outside in [
+        "cilium/",
+        "cilium/cluster-config/",
+        "cilium/cache/",
+        "cilium/synced/east/",
+    ] {
+        assert_eq!(
+            code(client.get(outside, prefix()).await.unwrap_err()),
+            denied,
+            "{outside}"
+        );
     }
     let key = "cilium/state/x";
     assert_eq!(code(client.put(key, "", None).await.unwrap_err()), denied);
     assert_eq!(code(client.delete(key, None).await.unwrap_err()), denied);
     assert_eq!(code(client.compact(1, None).await.unwrap_err()), denied);
     let txn = Txn::new().or_else([TxnOp::put(key, "", None)]);
-    assert_eq!(code(client.txn(txn).await.unwrap_err()), denied, "also in the branch not taken");
+    assert_eq!(
+        code(client.txn(txn).await.unwrap_err()),
+        denied,
+        "also in the branch not taken"
+    );
     let txn = Txn::new().and_then([TxnOp::get(key, None)]);
     assert!(client.txn(txn).await.unwrap().succeeded());
     client.lease_grant(5, None).await.unwrap();
 
     let mut stream = client
-        .watch("cilium/state/", Some(WatchOptions::new().with_prefix().with_start_revision(1)))
+        .watch(
+            "cilium/state/",
+            Some(WatchOptions::new().with_prefix().with_start_revision(1)),
+        )
         .await
         .unwrap();
-    assert_eq!(within(stream.message()).await.unwrap().unwrap().events().len(), 1);
-    stream.watch("cilium/", Some(WatchOptions::new().with_prefix())).await.unwrap();
+    assert_eq!(
+        within(stream.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .events()
+            .len(),
+        1
+    );
+    stream
+        .watch("cilium/", Some(WatchOptions::new().with_prefix()))
+        .await
+        .unwrap();
     let refused = within(stream.message()).await.unwrap().unwrap();
     assert!(refused.created() && refused.canceled());
-    assert!(refused.cancel_reason().contains("etcdserver: permission denied"));
+    assert!(
+        refused
+            .cancel_reason()
+            .contains("etcdserver: permission denied")
+    );
     drop(stream);
     face.stop().await;
 }
@@ -199,7 +274,10 @@ async fn unknown_names_may_do_nothing() {
     let face = Face::start("admin-east").await;
     let mut client = face.client().await;
     let denied = (7, "etcdserver: permission denied".to_owned());
-    assert_eq!(code(client.get("cilium/.heartbeat", None).await.unwrap_err()), denied);
+    assert_eq!(
+        code(client.get("cilium/.heartbeat", None).await.unwrap_err()),
+        denied
+    );
     assert_eq!(code(client.status().await.unwrap_err()), denied);
     assert_eq!(code(client.lease_grant(5, None).await.unwrap_err()), denied);
     assert_eq!(code(client.leases().await.unwrap_err()), denied);
@@ -211,12 +289,19 @@ async fn unknown_names_may_do_nothing() {
 
 #[tokio::test]
 async fn the_own_process_needs_no_socket() {
-    let store = Store::new(Options { cluster_id: 5, history_max: 10 });
+    let store = Store::new(Options {
+        cluster_id: 5,
+        history_max: 10,
+    });
     let cancel = CancellationToken::new();
     let channel = serve::in_process(store.clone(), cancel.clone());
-    let mut client = etcd_client::Client::from_channel(channel, None).await.unwrap();
+    let mut client = etcd_client::Client::from_channel(channel, None)
+        .await
+        .unwrap();
     client.put("a", "1", None).await.unwrap();
-    let mut stream = within(client.watch("", Some(WatchOptions::new().with_all_keys()))).await.unwrap();
+    let mut stream = within(client.watch("", Some(WatchOptions::new().with_all_keys())))
+        .await
+        .unwrap();
     store.put("b".into(), "2".into(), 0).unwrap();
     let event = within(stream.message()).await.unwrap().unwrap();
     assert_eq!(event.header().unwrap().cluster_id(), 5);
