@@ -23,12 +23,14 @@ fn is_installed() -> bool {
     found
 }
 
+// Without a scheme, as etcdctl 3.4 otherwise puts it into `endpoint status`'s `:authority`, which
+// the HTTP/2 library refuses.
 fn etcdctl(face: &Face, args: &[&str]) -> Command {
     let mut command = Command::new(ETCDCTL);
     command
         .env("ETCDCTL_API", "3")
         .arg("--endpoints")
-        .arg(format!("http://{}", face.endpoint));
+        .arg(&face.endpoint);
     command.args(args).stdin(Stdio::null());
     command
 }

@@ -1,7 +1,7 @@
 //! The `etcd-client` crate over loopback and within the process.
 use etcd_client::{
     Compare, CompareOp, DeleteOptions, Error, EventType, GetOptions, LeaseGrantOptions, PutOptions,
-    SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
+    SortOrder, SortTarget, Txn, TxnOp, WatchOptions, WatchStream,
 };
 use tokio_util::sync::CancellationToken;
 use tombolo::{
@@ -10,6 +10,13 @@ use tombolo::{
 };
 
 use super::{Face, within};
+
+/// The answer to a watch request comes first on its stream.
+async fn created(stream: &mut WatchStream) -> i64 {
+    let created = within(stream.message()).await.unwrap().unwrap();
+    assert!(created.created() && !created.canceled(), "{created:?}");
+    created.watch_id()
+}
 
 fn code(error: Error) -> (i32, String) {
     match error {
@@ -96,14 +103,14 @@ async fn watches_share_a_stream_and_end_one_by_one() {
     client.put("a", "1", None).await.unwrap();
     let options = WatchOptions::new().with_start_revision(1).with_prev_key();
     let mut stream = within(client.watch("a", Some(options))).await.unwrap();
+    assert_eq!(created(&mut stream).await, 0);
     let past = within(stream.message()).await.unwrap().unwrap();
     assert_eq!((past.watch_id(), past.events().len()), (0, 1));
     stream
         .watch("b", Some(WatchOptions::new().with_prefix()))
         .await
         .unwrap();
-    let created = within(stream.message()).await.unwrap().unwrap();
-    assert!(created.created() && created.watch_id() == 1);
+    assert_eq!(created(&mut stream).await, 1);
 
     client.put("b1", "1", None).await.unwrap();
     let event = within(stream.message()).await.unwrap().unwrap();
@@ -130,7 +137,7 @@ async fn watches_share_a_stream_and_end_one_by_one() {
     client.compact(4, None).await.unwrap();
     let options = WatchOptions::new().with_start_revision(2);
     stream.watch("a", Some(options)).await.unwrap();
-    assert!(within(stream.message()).await.unwrap().unwrap().created());
+    created(&mut stream).await;
     let compacted = within(stream.message()).await.unwrap().unwrap();
     assert!(compacted.canceled());
     assert_eq!(compacted.compact_revision(), 4);
@@ -188,6 +195,7 @@ async fn expired_leases_delete_keys() {
         .await
         .unwrap();
     let mut stream = client.watch("a", None).await.unwrap();
+    created(&mut stream).await;
     let event = within(stream.message()).await.unwrap().unwrap();
     assert_eq!(event.events()[0].event_type(), EventType::Delete);
     face.stop().await;
@@ -245,6 +253,7 @@ async fn peers_read_their_grants_and_nothing_else() {
         )
         .await
         .unwrap();
+    created(&mut stream).await;
     assert_eq!(
         within(stream.message())
             .await
@@ -302,6 +311,7 @@ async fn the_own_process_needs_no_socket() {
     let mut stream = within(client.watch("", Some(WatchOptions::new().with_all_keys())))
         .await
         .unwrap();
+    created(&mut stream).await;
     store.put("b".into(), "2".into(), 0).unwrap();
     let event = within(stream.message()).await.unwrap().unwrap();
     assert_eq!(event.header().unwrap().cluster_id(), 5);
