@@ -1,5 +1,7 @@
 //! Our etcd face under real clients: the `etcd-client` crate and, where installed, `etcdctl`.
 //! Goal: what these clients print and return cannot be told from a real server's.
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests may do both")]
+
 mod etcdctl;
 mod store_face;
 
