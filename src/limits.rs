@@ -41,6 +41,8 @@ pub const PEER_FILES_WAIT: Duration = Duration::from_secs(1);
 pub const HEARTBEAT_STALE: Duration = Duration::from_secs(120);
 /// How often liveness is judged and the peer's CA file compared.
 pub const LIVENESS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a connected peer's cluster-config is compared; it changes by hand only.
+pub const CLUSTER_CONFIG_CHECK: Duration = Duration::from_secs(30);
 /// How long a connected peer may lack its cluster-config before the connection is rebuilt.
 pub const CLUSTER_CONFIG_WAIT: Duration = Duration::from_secs(180);
 /// Batches of events that may wait between a peer's session and the mesh.
