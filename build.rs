@@ -12,5 +12,8 @@ fn main() {
         .arg(format!("OUT={}", out.display()))
         .status()
         .expect("make is needed to compile bpf/: apt-get install make clang-19 libbpf-dev");
-    assert!(status.success(), "compiling bpf/ failed; see the compiler's message above");
+    assert!(
+        status.success(),
+        "compiling bpf/ failed; see the compiler's message above"
+    );
 }

@@ -1,7 +1,10 @@
 //! Programs the kernel: what the maps should hold, against what they hold.
 use std::net::IpAddr;
 
-use crate::{policy::Direction, types::{EndpointId, IdentityId}};
+use crate::{
+    policy::Direction,
+    types::{EndpointId, IdentityId},
+};
 
 /// One packet that the datapath dropped, decoded from the ring buffer.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

@@ -2,6 +2,27 @@
 //! Pure and total: undecodable bytes yield a rejection, never a panic.
 use bytes::Bytes;
 
+pub use self::{
+    check::{Rejection, decode_identity, identity_of_key, parse_identity_id},
+    gojson::Mask,
+    layout::{
+        HEARTBEAT, Layout, cluster_config_key, is_component, parse_canary, service_exports_canary,
+        synced_prefix,
+    },
+    records::{
+        Capabilities, Cidr, ClusterConfig, IpRecord, NodeAddress, NodeRecord, ServicePort,
+        ServicePorts, ServiceRecord,
+    },
+};
+
+mod check;
+mod gojson;
+pub mod identity;
+pub mod layout;
+mod records;
+#[cfg(test)]
+mod tests;
+
 /// The kinds of entries that clusters exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]

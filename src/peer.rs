@@ -1,7 +1,54 @@
 //! Who is configured as a peer, and the state of the session with each.
+//!
+//! [`Registry`] watches the directory of peer files and keeps one actor per peer; the actor runs
+//! sessions (connect, check, follow) with backoff, and hands events to that peer's own channel.
+//! Invariant: after `Removed` nothing of that peer follows before the next `Connected`, and a lost
+//! connection never withdraws anything.
+//! Invariant: a file that cannot be parsed or read changes nothing for a running peer.
+//! Absent on purpose: knowing entries; the mesh does. Wall clock: it comes as an argument.
 use std::path::PathBuf;
 
-use crate::types::{ClusterId, ClusterName};
+use crate::{
+    keyspace::KeyEvent,
+    types::{ClusterId, ClusterName},
+};
+
+pub use self::{
+    config_file::{ConfigFile, ConfigFileError},
+    registry::{Options, Registry},
+};
+
+mod actor;
+mod config_file;
+mod directory;
+mod registry;
+mod session;
+mod shared;
+
+/// What the mesh learns of one peer, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberEvent {
+    /// A session begins and the peer's configuration is accepted; lists follow. A peer that came
+    /// back with another id was `Removed` first.
+    Connected {
+        /// The peer.
+        name: ClusterName,
+        /// Its cluster id, reserved for it until it is removed.
+        id: ClusterId,
+    },
+    /// Changes, in order.
+    Keys {
+        /// The peer.
+        name: ClusterName,
+        /// Never empty.
+        events: Vec<KeyEvent>,
+    },
+    /// The operator took the peer's file away, or the peer's id changed: withdraw all of it.
+    Removed {
+        /// The peer.
+        name: ClusterName,
+    },
+}
 
 /// What is known of one peer; only status, never data. Field names follow Cilium's JSON.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

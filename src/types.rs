@@ -11,7 +11,9 @@ pub struct ClusterName(Arc<str>);
 
 /// Why a text is not a cluster name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cluster name {0:?} must be 1-32 lower-case letters, digits or '-', and begin and end with a letter or digit")]
+#[error(
+    "cluster name {0:?} must be 1-32 lower-case letters, digits or '-', and begin and end with a letter or digit"
+)]
 pub struct ClusterNameError(String);
 
 impl ClusterName {
@@ -95,7 +97,10 @@ impl MaxClusters {
     #[must_use]
     pub const fn identities(self, cluster: ClusterId) -> (IdentityId, IdentityId) {
         let first = cluster.0 << self.shift();
-        (IdentityId(first), IdentityId(first + (1 << self.shift()) - 1))
+        (
+            IdentityId(first),
+            IdentityId(first + (1 << self.shift()) - 1),
+        )
     }
 
     /// True if `identity` lies in the range of `cluster`.
@@ -125,7 +130,10 @@ impl ClusterId {
     /// If `id` is 0 (which means "no mesh") or above the maximum.
     pub const fn new(id: u32, max: MaxClusters) -> Result<Self, ClusterIdError> {
         if id == 0 || id > max.max_id() {
-            return Err(ClusterIdError { id, max: max.max_id() });
+            return Err(ClusterIdError {
+                id,
+                max: max.max_id(),
+            });
         }
         Ok(Self(id))
     }
@@ -305,7 +313,7 @@ impl serde::Serialize for IpPrefix {
 }
 
 /// A named port of a workload.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, serde::Serialize)]
 pub struct NamedPort {
     /// The name that policies and services refer to.
     pub name: String,

@@ -25,7 +25,11 @@ pub struct LabelError(String);
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.source, self.key)?;
-        if self.value.is_empty() { Ok(()) } else { write!(f, "={}", self.value) }
+        if self.value.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "={}", self.value)
+        }
     }
 }
 
@@ -37,7 +41,10 @@ impl Labels {
     pub fn new(labels: impl IntoIterator<Item = Label>) -> Result<Self, LabelError> {
         let mut map = std::collections::BTreeMap::new();
         for label in labels {
-            if [&label.source, &label.key, &label.value].iter().any(|t| t.contains(';')) {
+            if [&label.source, &label.key, &label.value]
+                .iter()
+                .any(|t| t.contains(';'))
+            {
                 return Err(LabelError(label.to_string()));
             }
             map.insert(label.key.clone(), label);
@@ -48,8 +55,11 @@ impl Labels {
     /// Parses the keyspace's text form; total: any text yields labels, empty segments are skipped.
     #[must_use]
     pub fn parse(text: &str) -> Self {
-        let mut labels: Vec<Label> =
-            text.split(';').filter(|s| !s.is_empty()).map(parse_label).collect();
+        let mut labels: Vec<Label> = text
+            .split(';')
+            .filter(|s| !s.is_empty())
+            .map(parse_label)
+            .collect();
         labels.sort_by(|a, b| a.key.cmp(&b.key));
         Self(labels)
     }
@@ -83,7 +93,11 @@ fn parse_label(segment: &str) -> Label {
         segment.split_once(':').unwrap_or(("unspec", segment))
     };
     let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
-    Label { source: source.into(), key: key.into(), value: value.into() }
+    Label {
+        source: source.into(),
+        key: key.into(),
+        value: value.into(),
+    }
 }
 
 /// The text form, always with `=` and a final `;`.
@@ -117,7 +131,10 @@ mod tests {
     #[test]
     fn odd_segments_parse_as_cilium_does() {
         assert_eq!(Labels::parse("$host;;").to_string(), "reserved:host=;");
-        assert_eq!(Labels::parse("reserved.world").to_string(), "reserved:world=;");
+        assert_eq!(
+            Labels::parse("reserved.world").to_string(),
+            "reserved:world=;"
+        );
         assert_eq!(Labels::parse("plain=1").to_string(), "unspec:plain=1;");
     }
 }

@@ -1,0 +1,270 @@
+//! Endpoint text, dialling, and the single connection below a client.
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use hyper_util::rt::TokioIo;
+use rand::seq::SliceRandom as _;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+use super::{Client, Error, Pin};
+use crate::{
+    limits,
+    tls::{ClientOptions, ClientTls},
+};
+
+/// Where a client connects to, and as whom.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConnectOptions {
+    /// Tried in random order; the first that answers is used.
+    pub endpoints: Vec<Endpoint>,
+    /// For the endpoints that use TLS.
+    pub tls: ClientOptions,
+    /// User name and password; certificates need none.
+    pub user: Option<(String, String)>,
+    /// Addresses of host names that no resolver knows.
+    pub host_aliases: HostAliases,
+}
+
+/// Addresses by host name.
+pub type HostAliases = BTreeMap<String, Vec<IpAddr>>;
+
+/// One server of an etcd cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Host name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// TLS or plain text; `None` if the text had no scheme.
+    pub tls: Option<bool>,
+}
+
+/// Why a text is no endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("endpoint {0:?} is not of the form https://host:port")]
+pub struct EndpointError(String);
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        let error = || EndpointError(text.chars().take(200).collect());
+        let (tls, rest) = match text.split_once("://") {
+            Some(("https", rest)) => (Some(true), rest),
+            Some(("http", rest)) => (Some(false), rest),
+            Some(_) => return Err(error()),
+            None => (None, text),
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (host, port) = rest.rsplit_once(':').ok_or_else(error)?;
+        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let host = bracketed.unwrap_or(host);
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        let valid = match bracketed {
+            Some(inner) => inner.parse::<IpAddr>().is_ok(),
+            None => !host.is_empty() && host.chars().all(plain),
+        };
+        let port = port
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(error)?;
+        if valid {
+            Ok(Self {
+                host: host.to_owned(),
+                port,
+                tls,
+            })
+        } else {
+            Err(error())
+        }
+    }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { host, port, .. } = self;
+        if host.contains(':') {
+            write!(f, "[{host}]:{port}")
+        } else {
+            write!(f, "{host}:{port}")
+        }
+    }
+}
+
+impl Client {
+    /// Connects to one of the endpoints. Cancel safe.
+    ///
+    /// # Errors
+    /// That of the last endpoint tried.
+    pub async fn connect(options: &ConnectOptions) -> Result<Self, Error> {
+        let mut endpoints: Vec<&Endpoint> = options.endpoints.iter().collect();
+        endpoints.shuffle(&mut rand::rng());
+        let mut last = Error::NoEndpoint;
+        for endpoint in endpoints {
+            match connect_one(options, endpoint).await {
+                Ok(client) => return Ok(client),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// A client over a stream that stands already, for a store in this process. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Error::Http`] if the other side does not speak HTTP/2.
+    pub async fn over<S>(stream: S) -> Result<Self, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        over(stream, "localhost", false, None).await
+    }
+}
+
+async fn connect_one(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Client, Error> {
+    let address = endpoint.to_string();
+    let tcp = dial(options, endpoint)
+        .await
+        .map_err(|source| Error::Dial {
+            address: address.clone(),
+            source,
+        })?;
+    let user = options.user.clone();
+    if endpoint.tls.unwrap_or(options.tls.ca.is_some()) {
+        let tls = ClientTls::new(options.tls.clone());
+        let stream = tls
+            .connect(tcp, &endpoint.host)
+            .await
+            .map_err(|source| Error::Tls {
+                address: address.clone(),
+                source,
+            })?;
+        over(stream, &address, true, user).await
+    } else {
+        over(tcp, &address, false, user).await
+    }
+}
+
+async fn dial(options: &ConnectOptions, endpoint: &Endpoint) -> std::io::Result<TcpStream> {
+    let connect = async {
+        let tcp = match options.host_aliases.get(&endpoint.host) {
+            Some(addresses) => {
+                let addresses: Vec<SocketAddr> = addresses
+                    .iter()
+                    .map(|a| SocketAddr::new(*a, endpoint.port))
+                    .collect();
+                TcpStream::connect(addresses.as_slice()).await?
+            }
+            None => TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?,
+        };
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
+    };
+    tokio::time::timeout(limits::DIAL_TIMEOUT, connect).await?
+}
+
+async fn over<S>(
+    stream: S,
+    address: &str,
+    tls: bool,
+    user: Option<(String, String)>,
+) -> Result<Client, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let http = |source| Error::Http {
+        address: address.to_owned(),
+        source,
+    };
+    let scheme = if tls { "https" } else { "http" };
+    // tonic refuses to connect to https without its own TLS, so only the origin says it.
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
+        .map_err(http)?
+        .http2_keep_alive_interval(limits::KEEP_ALIVE.0)
+        .keep_alive_timeout(limits::KEEP_ALIVE.1)
+        .keep_alive_while_idle(true);
+    let endpoint = match format!("{scheme}://{address}").parse() {
+        Ok(origin) => endpoint.origin(origin),
+        Err(_) => endpoint,
+    };
+    // One stream only: tonic would reconnect by itself, but then nobody relists.
+    let once = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
+    let connector = tower::service_fn(move |_| {
+        let taken = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+        async move { taken.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)) }
+    });
+    let channel = endpoint
+        .connect_with_connector(connector)
+        .await
+        .map_err(http)?;
+
+    let mut options = etcd_client::ConnectOptions::new().with_require_leader(true);
+    if let Some((name, password)) = user {
+        options = options.with_user(name, password);
+    }
+    let from =
+        etcd_client::Client::from_channel(etcd_client::Channel::Tonic(channel), Some(options));
+    let client = super::call_within("log in to", address, from).await?;
+    Ok(Client {
+        kv: client
+            .kv_client()
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX),
+        watch: client
+            .watch_client()
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX),
+        maintenance: client.maintenance_client(),
+        pin: Pin::default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_parse_and_print() {
+        let ok = [
+            (
+                "https://west.mesh.cilium.io:32379",
+                "west.mesh.cilium.io:32379",
+                Some(true),
+            ),
+            ("http://127.0.0.1:2379/", "127.0.0.1:2379", Some(false)),
+            (
+                "https://[2001:db8::1]:2379",
+                "[2001:db8::1]:2379",
+                Some(true),
+            ),
+            ("west:2379", "west:2379", None),
+        ];
+        for (text, printed, tls) in ok {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(
+                (endpoint.to_string().as_str(), endpoint.tls),
+                (printed, tls)
+            );
+        }
+        for text in [
+            "",
+            "west",
+            "https://west",
+            "unix://x:1",
+            "https://:1",
+            "https://a b:1",
+            "https://west:0",
+            "https://west:70000",
+            "https://2001:db8::1:2379",
+            "https://u@h:1",
+        ] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Key text: where each kind lives, in a producer's tree and in a mirror's.
+use super::Kind;
+use crate::types::ClusterName;
+
+/// Written every minute by whoever serves a keyspace; RFC 3339 text.
+pub const HEARTBEAT: &str = "cilium/.heartbeat";
+
+/// Prefix of all cluster configurations, one key per cluster.
+pub const CLUSTER_CONFIG_PREFIX: &str = "cilium/cluster-config/";
+
+/// Master keys of identities: decimal id to label text.
+pub const IDENTITY_ID_PREFIX: &str = "cilium/state/identities/v1/id/";
+
+/// Slave keys of identities: label text and node address to decimal id.
+pub const IDENTITY_VALUE_PREFIX: &str = "cilium/state/identities/v1/value/";
+
+/// Which of the two trees a cluster's entries lie in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// `cilium/state/`: as the cluster itself writes them.
+    State,
+    /// `cilium/cache/`: as a mirror keeps them, always with the cluster's name.
+    Cache,
+}
+
+impl Layout {
+    /// The tree's own prefix, with a final slash.
+    #[must_use]
+    pub const fn root(self) -> &'static str {
+        match self {
+            Self::State => "cilium/state/",
+            Self::Cache => "cilium/cache/",
+        }
+    }
+
+    /// What the keys of a cluster's entries of one kind start with; ends with a slash. In the
+    /// state tree identities and addresses do not carry the cluster's name.
+    #[must_use]
+    pub fn prefix(self, kind: Kind, cluster: &ClusterName) -> String {
+        let base = self.base(kind);
+        match (self, kind) {
+            (_, Kind::Nodes | Kind::Services) | (Self::Cache, Kind::Ips) => {
+                format!("{base}/{cluster}/")
+            }
+            (Self::State, Kind::Ips) => format!("{base}/default/"),
+            (Self::State, Kind::Identities) => format!("{base}/id/"),
+            (Self::Cache, Kind::Identities) => format!("{base}/{cluster}/id/"),
+        }
+    }
+
+    /// The key that says that a kind is complete. It embeds the kind's prefix without the parts
+    /// that only one tree has.
+    #[must_use]
+    pub fn canary(self, kind: Kind, cluster: &ClusterName) -> String {
+        format!("{}{}", synced_prefix(cluster), self.base(kind))
+    }
+
+    /// Splits a key into kind and suffix, if it is an entry of `cluster`.
+    #[must_use]
+    pub fn parse<'k>(self, key: &'k [u8], cluster: &ClusterName) -> Option<(Kind, &'k [u8])> {
+        Kind::ALL.into_iter().find_map(|kind| {
+            let suffix = key.strip_prefix(self.prefix(kind, cluster).as_bytes())?;
+            (!suffix.is_empty()).then_some((kind, suffix))
+        })
+    }
+
+    fn base(self, kind: Kind) -> String {
+        format!("{}{}/v1", self.root(), kind.segment())
+    }
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Nodes, Self::Identities, Self::Ips, Self::Services];
+
+    /// The word that stands for the kind in keys.
+    #[must_use]
+    pub const fn segment(self) -> &'static str {
+        match self {
+            Self::Nodes => "nodes",
+            Self::Identities => "identities",
+            Self::Ips => "ip",
+            Self::Services => "services",
+        }
+    }
+}
+
+/// `cilium/cluster-config/<cluster>`.
+#[must_use]
+pub fn cluster_config_key(cluster: &ClusterName) -> String {
+    format!("{CLUSTER_CONFIG_PREFIX}{cluster}")
+}
+
+/// What a cluster's canaries start with; ends with a slash.
+#[must_use]
+pub fn synced_prefix(cluster: &ClusterName) -> String {
+    format!("cilium/synced/{cluster}/")
+}
+
+/// The canary of service exports, a kind that is always empty here: readers that know it wait for
+/// it, so it is written like the others.
+#[must_use]
+pub fn service_exports_canary(layout: Layout, cluster: &ClusterName) -> String {
+    format!(
+        "{}{}serviceexports/v1",
+        synced_prefix(cluster),
+        layout.root()
+    )
+}
+
+/// The kind and tree whose canary a key is; unknown canaries are nobody's.
+#[must_use]
+pub fn parse_canary(key: &[u8], cluster: &ClusterName) -> Option<(Layout, Kind)> {
+    let rest = key.strip_prefix(synced_prefix(cluster).as_bytes())?;
+    [Layout::State, Layout::Cache]
+        .into_iter()
+        .find_map(|layout| {
+            let kind = Kind::ALL
+                .into_iter()
+                .find(|kind| layout.base(*kind).as_bytes() == rest)?;
+            Some((layout, kind))
+        })
+}
+
+/// True if a text can stand as one component of a key: readers clean paths, and a component that
+/// cleaning alters would be lost.
+#[must_use]
+pub fn is_component(text: &str) -> bool {
+    !text.is_empty() && text != "." && text != ".." && !text.contains('/')
+}

@@ -1,0 +1,306 @@
+//! The directory of peer files: which file names which peer, and what changed since the last scan.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{limits, types::ClusterName};
+
+/// How long a file may lie there without `endpoints:` before its peer counts as removed: whoever
+/// writes a file in place empties it first.
+const BLANK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// One scan's findings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Scan {
+    /// Files with `endpoints:`, by peer; more than one is a conflict.
+    pub(super) files: BTreeMap<ClusterName, Vec<PeerFile>>,
+    /// Peers whose file is there, but cannot be read or lacks `endpoints:`.
+    pub(super) blank: BTreeMap<ClusterName, Blank>,
+    /// Files with `endpoints:` whose name is no cluster name.
+    pub(super) misnamed: BTreeSet<PathBuf>,
+}
+
+/// Why a file does not count, though it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blank {
+    /// It says nothing of endpoints.
+    NoEndpoints,
+    /// It could not be read; not a statement of the operator.
+    Unreadable,
+}
+
+/// A peer file as read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PeerFile {
+    pub(super) path: PathBuf,
+    pub(super) text: String,
+    pub(super) hash: [u8; 32],
+}
+
+/// What the operator changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Change {
+    /// New or other content.
+    Upsert(ClusterName, PeerFile),
+    /// Gone.
+    Remove(ClusterName),
+    /// Several files name the peer; what runs goes on.
+    Conflict(ClusterName, Vec<PathBuf>),
+}
+
+/// Reads the directory, not its subdirectories. Ignores the own cluster's file.
+///
+/// # Errors
+/// If the directory cannot be listed: then nothing is known, which is not "all removed".
+pub(super) fn scan(dir: &Path, own: &ClusterName) -> std::io::Result<Scan> {
+    let mut scan = Scan::default();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(peer) = name.map(peer_name) else {
+            continue;
+        };
+        match (read(&path), peer) {
+            (_, Ok(peer)) if peer == *own => {}
+            (Ok(None), _) | (Err(_), Err(_)) => {}
+            (Ok(Some(text)), peer) if text.contains("endpoints:") => match peer {
+                Ok(peer) => {
+                    let hash = Sha256::digest(&text).into();
+                    scan.files
+                        .entry(peer)
+                        .or_default()
+                        .push(PeerFile { path, text, hash });
+                }
+                Err(_) => {
+                    scan.misnamed.insert(path);
+                }
+            },
+            (Ok(Some(_)), Ok(peer)) => {
+                scan.blank.entry(peer).or_insert(Blank::NoEndpoints);
+            }
+            (Ok(Some(_)), Err(_)) => {}
+            (Err(_), Ok(peer)) => {
+                scan.blank.insert(peer, Blank::Unreadable);
+            }
+        }
+    }
+    scan.files
+        .values_mut()
+        .for_each(|files| files.sort_by(|a, b| a.path.cmp(&b.path)));
+    Ok(scan)
+}
+
+/// `<peer>`, `<peer>.config` and `<peer>-cilium-etcd.config` all name `<peer>`.
+fn peer_name(file: &str) -> Result<ClusterName, crate::types::ClusterNameError> {
+    let suffixes = ["-cilium-etcd.config", ".config"];
+    let stem = suffixes
+        .iter()
+        .find_map(|suffix| file.strip_suffix(suffix))
+        .unwrap_or(file);
+    stem.parse()
+}
+
+/// The text of a file; `None` if it is no file, is gone, or cannot be a peer file.
+fn read(path: &Path) -> std::io::Result<Option<String>> {
+    let open = || -> std::io::Result<Option<String>> {
+        if !std::fs::metadata(path)?.is_file() {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(path)?;
+        file.take(limits::PEER_FILE_BYTES_MAX)
+            .read_to_end(&mut bytes)?;
+        Ok(String::from_utf8(bytes).ok())
+    };
+    match open() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => other,
+    }
+}
+
+/// What was last reported, to find changes.
+#[derive(Debug, Default)]
+pub(super) struct Tracker {
+    known: BTreeMap<ClusterName, [u8; 32]>,
+    conflicts: BTreeMap<ClusterName, Vec<PathBuf>>,
+    blank_since: BTreeMap<ClusterName, Instant>,
+    misnamed: BTreeSet<PathBuf>,
+}
+
+impl Tracker {
+    /// Changes since the last call, each reported once; and files that are newly misnamed.
+    pub(super) fn update(&mut self, scan: Scan, now: Instant) -> (Vec<Change>, Vec<PathBuf>) {
+        let mut changes = Vec::new();
+        let gone: Vec<ClusterName> = self
+            .known
+            .keys()
+            .chain(self.conflicts.keys())
+            .filter(|peer| !scan.files.contains_key(*peer))
+            .cloned()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        self.blank_since.retain(|peer, _| gone.contains(peer));
+        for peer in gone {
+            let wait = match scan.blank.get(&peer) {
+                None => false,
+                Some(Blank::Unreadable) => true,
+                Some(Blank::NoEndpoints) => {
+                    let since = *self.blank_since.entry(peer.clone()).or_insert(now);
+                    now.saturating_duration_since(since) < BLANK_PATIENCE
+                }
+            };
+            if !wait {
+                self.known.remove(&peer);
+                self.conflicts.remove(&peer);
+                self.blank_since.remove(&peer);
+                changes.push(Change::Remove(peer));
+            }
+        }
+        for (peer, mut files) in scan.files {
+            match (files.pop(), files.is_empty()) {
+                (Some(file), true) => {
+                    let conflict_over = self.conflicts.remove(&peer).is_some();
+                    let old = self.known.insert(peer.clone(), file.hash);
+                    if old != Some(file.hash) || conflict_over {
+                        changes.push(Change::Upsert(peer, file));
+                    }
+                }
+                (Some(last), false) => {
+                    let paths: Vec<PathBuf> = files
+                        .into_iter()
+                        .chain([last])
+                        .map(|file| file.path)
+                        .collect();
+                    if self.conflicts.insert(peer.clone(), paths.clone()).as_ref() != Some(&paths) {
+                        changes.push(Change::Conflict(peer, paths));
+                    }
+                }
+                (None, _) => {}
+            }
+        }
+        let fresh = scan.misnamed.difference(&self.misnamed).cloned().collect();
+        self.misnamed = scan.misnamed;
+        (changes, fresh)
+    }
+
+    /// Forgets a peer's content, so that the next scan reports it again.
+    pub(super) fn forget(&mut self, peer: &ClusterName) {
+        if let Some(hash) = self.known.get_mut(peer) {
+            *hash = [0; 32];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "endpoints: [https://a:1]";
+
+    fn kinds(changes: &[Change]) -> Vec<String> {
+        let show = |change: &Change| match change {
+            Change::Upsert(peer, _) => format!("+{peer}"),
+            Change::Remove(peer) => format!("-{peer}"),
+            Change::Conflict(peer, paths) => format!("!{peer}{}", paths.len()),
+        };
+        changes.iter().map(show).collect()
+    }
+
+    #[test]
+    fn names_content_and_conflicts_follow_the_rules() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = "own".parse().unwrap();
+        let mut tracker = Tracker::default();
+        let mut now = Instant::now();
+        let mut step = || {
+            now += Duration::from_millis(600);
+            let (changes, misnamed) = tracker.update(scan(dir.path(), &own).unwrap(), now);
+            (kinds(&changes), misnamed.len())
+        };
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let remove = |name: &str| std::fs::remove_file(dir.path().join(name)).unwrap();
+        let none: Vec<String> = Vec::new();
+
+        put("east", TEXT);
+        put("west.config", TEXT);
+        put("north-cilium-etcd.config", TEXT);
+        put("own", TEXT);
+        put("Bad_Name", TEXT);
+        put("ca.crt", "-----BEGIN");
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        std::fs::write(dir.path().join("sub/south"), TEXT).unwrap();
+        assert_eq!(
+            step(),
+            (vec!["+east".into(), "+north".into(), "+west".into()], 1)
+        );
+        assert_eq!(step(), (none.clone(), 0));
+
+        // A touch is no change; other content is.
+        put("east", TEXT);
+        put("west.config", "endpoints: [https://b:1]");
+        assert_eq!(step().0, ["+west"]);
+
+        // Emptied for a moment is no removal; for longer it is.
+        put("east", "");
+        assert_eq!(step().0, none);
+        put("east", TEXT);
+        assert_eq!(step().0, none);
+        put("east", "");
+        assert_eq!((step().0, step().0), (none.clone(), none.clone()));
+        assert_eq!(step().0, ["-east"]);
+        assert_eq!(step().0, none);
+
+        // A removed file is a removed peer at once.
+        remove("north-cilium-etcd.config");
+        assert_eq!(step().0, ["-north"]);
+
+        // Two files conflict until one goes.
+        put("west", TEXT);
+        assert_eq!(step().0, ["!west2"]);
+        assert_eq!(step().0, none);
+        remove("west");
+        assert_eq!(step().0, ["+west"]);
+        put("west", TEXT);
+        assert_eq!(step().0, ["!west2"]);
+        remove("west");
+        remove("west.config");
+        assert_eq!(step().0, ["-west"]);
+    }
+
+    #[test]
+    fn a_swapped_symlink_as_in_kubernetes_secrets_is_a_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = "own".parse().unwrap();
+        for (version, text) in [("v1", TEXT), ("v2", "endpoints: [https://b:1]")] {
+            std::fs::create_dir(dir.path().join(version)).unwrap();
+            std::fs::write(dir.path().join(version).join("east"), text).unwrap();
+        }
+        let data = dir.path().join("..data");
+        std::os::unix::fs::symlink("v1", &data).unwrap();
+        std::os::unix::fs::symlink("..data/east", dir.path().join("east")).unwrap();
+        let mut tracker = Tracker::default();
+        let mut step = || {
+            kinds(
+                &tracker
+                    .update(scan(dir.path(), &own).unwrap(), Instant::now())
+                    .0,
+            )
+        };
+        assert_eq!(step(), ["+east"]);
+        std::fs::remove_file(&data).unwrap();
+        std::os::unix::fs::symlink("v2", &data).unwrap();
+        assert_eq!(step(), ["+east"]);
+    }
+
+    #[test]
+    fn a_missing_directory_is_an_error_and_not_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(scan(&dir.path().join("none"), &"own".parse().unwrap()).is_err());
+    }
+}

@@ -1,0 +1,219 @@
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+
+struct Ca {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+fn ca(name: &str) -> Ca {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    Ca {
+        pem,
+        issuer: Issuer::new(params, key),
+    }
+}
+
+impl Ca {
+    /// Writes `<file>.crt` and `<file>.key` for the common names `names`.
+    fn issue(&self, dir: &Path, file: &str, names: &[&str], usage: ExtendedKeyUsagePurpose) {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for name in names {
+            params.distinguished_name.push(DnType::CommonName, *name);
+        }
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
+        std::fs::write(dir.join(format!("{file}.crt")), pem).unwrap();
+        std::fs::write(dir.join(format!("{file}.key")), key.serialize_pem()).unwrap();
+    }
+
+    fn client(&self, dir: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
+        self.issue(dir, name, &[name], ExtendedKeyUsagePurpose::ClientAuth);
+        Some((
+            dir.join(format!("{name}.crt")),
+            dir.join(format!("{name}.key")),
+        ))
+    }
+}
+
+fn server(dir: &Path, own: &Ca) -> ServerTls {
+    own.issue(
+        dir,
+        "server",
+        &["server"],
+        ExtendedKeyUsagePurpose::ServerAuth,
+    );
+    std::fs::write(dir.join("ca.crt"), &own.pem).unwrap();
+    ServerTls::load(paths(dir)).unwrap()
+}
+
+fn paths(dir: &Path) -> Paths {
+    Paths {
+        cert: dir.join("server.crt"),
+        key: dir.join("server.key"),
+        ca: dir.join("ca.crt"),
+    }
+}
+
+/// One handshake and one byte; the user the server saw, or `None` if it refused.
+async fn user(server: &ServerTls, options: ClientOptions) -> Option<String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accept = async {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let (mut stream, name) = server.accept(tcp).await.ok()?;
+        stream.write_all(b"x").await.ok()?;
+        stream.shutdown().await.ok()?;
+        Some(name.as_str().to_owned())
+    };
+    let connect = async {
+        let tcp = TcpStream::connect(address).await.unwrap();
+        // In TLS 1.3 a refusal of the client's certificate shows at the first read only.
+        if let Ok(mut stream) = ClientTls::new(options).connect(tcp, "localhost").await {
+            drop(stream.read(&mut [0; 1]).await);
+        }
+    };
+    tokio::join!(accept, connect).0
+}
+
+#[tokio::test]
+async fn own_ca_vouches_for_all_and_a_peers_ca_for_its_remote_user_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, east, stranger) = (ca("own"), ca("east"), ca("stranger"));
+    let server = server(dir.path(), &own);
+    let east_name = "east".parse().unwrap();
+    server
+        .trust()
+        .set_peer(&east_name, Path::new("east"), east.pem.as_bytes())
+        .unwrap();
+
+    let cases = [
+        (None, None),
+        (own.client(dir.path(), "admin-here"), Some("admin-here")),
+        (own.client(dir.path(), "remote"), Some("remote")),
+        (own.client(dir.path(), "remote-east"), Some("remote-east")),
+        (east.client(dir.path(), "remote-east"), Some("remote-east")),
+        (east.client(dir.path(), "remote-west"), None),
+        (east.client(dir.path(), "remote"), None),
+        (east.client(dir.path(), "admin-here"), None),
+        (east.client(dir.path(), "local-here"), None),
+        (stranger.client(dir.path(), "remote-east"), None),
+    ];
+    for (index, (identity, expected)) in cases.into_iter().enumerate() {
+        // Later cases overwrite files of the same name, so each is issued and used at once.
+        let identity = identity.map(|(cert, key)| {
+            let name = cert.file_stem().unwrap().to_str().unwrap().to_owned();
+            let signer = match index {
+                ..=3 => &own,
+                4..=8 => &east,
+                _ => &stranger,
+            };
+            signer.issue(
+                dir.path(),
+                &name,
+                &[&name],
+                ExtendedKeyUsagePurpose::ClientAuth,
+            );
+            (cert, key)
+        });
+        let options = ClientOptions {
+            ca: Some(dir.path().join("ca.crt")),
+            identity,
+            ..Default::default()
+        };
+        assert_eq!(
+            user(&server, options).await.as_deref(),
+            expected,
+            "case {index}"
+        );
+    }
+
+    server.trust().remove_peer(&east_name);
+    let options = ClientOptions {
+        ca: Some(dir.path().join("ca.crt")),
+        identity: east.client(dir.path(), "remote-east"),
+        ..Default::default()
+    };
+    assert_eq!(user(&server, options).await, None);
+}
+
+#[tokio::test]
+async fn certificates_for_servers_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = ca("own");
+    let server = server(dir.path(), &own);
+    own.issue(
+        dir.path(),
+        "s",
+        &["remote"],
+        ExtendedKeyUsagePurpose::ServerAuth,
+    );
+    let identity = Some((dir.path().join("s.crt"), dir.path().join("s.key")));
+    let options = ClientOptions {
+        ca: Some(dir.path().join("ca.crt")),
+        identity,
+        ..Default::default()
+    };
+    assert_eq!(user(&server, options).await, None);
+}
+
+#[tokio::test]
+async fn client_verifies_the_server_unless_told_not_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, other) = (ca("own"), ca("other"));
+    let server = server(dir.path(), &own);
+    std::fs::write(dir.path().join("other.crt"), &other.pem).unwrap();
+    let mut options = ClientOptions {
+        ca: Some(dir.path().join("other.crt")),
+        identity: own.client(dir.path(), "remote"),
+        ..Default::default()
+    };
+    assert_eq!(user(&server, options.clone()).await, None);
+    options.insecure_skip_verify = true;
+    assert_eq!(
+        user(&server, options.clone()).await.as_deref(),
+        Some("remote")
+    );
+    options.insecure_skip_verify = false;
+    options.ca = Some(dir.path().join("ca.crt"));
+    options.server_name = Some("elsewhere".to_owned());
+    assert_eq!(user(&server, options).await, None);
+}
+
+#[test]
+fn missing_files_are_told_from_bad_ones_and_a_bad_reload_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = ca("own");
+    let error = ServerTls::load(paths(dir.path())).unwrap_err();
+    assert!(error.is_missing(), "{error}");
+    let server = server(dir.path(), &own);
+    assert!(!server.reload().unwrap());
+    std::fs::write(dir.path().join("server.crt"), "half").unwrap();
+    assert!(matches!(
+        server.reload(),
+        Err(Error::Pem {
+            what: "certificate",
+            ..
+        })
+    ));
+    own.issue(
+        dir.path(),
+        "server",
+        &["server"],
+        ExtendedKeyUsagePurpose::ServerAuth,
+    );
+    assert!(server.reload().unwrap());
+}
