@@ -11,7 +11,7 @@ use super::{Face, within};
 const ETCDCTL: &str = "/usr/bin/etcdctl";
 
 /// False, with a loud word, where the binary is missing; CI promises it.
-fn is_installed() -> bool {
+pub(crate) fn is_installed() -> bool {
     let found = std::path::Path::new(ETCDCTL).exists();
     assert!(
         found || std::env::var_os("CI").is_none(),
@@ -51,7 +51,7 @@ async fn run(mut command: Command, input: &'static str) -> Output {
 }
 
 /// Exit success and what it printed, both streams.
-async fn output(face: &Face, args: &[&str]) -> (bool, String) {
+pub(crate) async fn output(face: &Face, args: &[&str]) -> (bool, String) {
     let output = run(etcdctl(face, args), "").await;
     let text = [output.stdout, output.stderr].concat();
     (

@@ -1,8 +1,13 @@
 //! Our etcd face under real clients: the `etcd-client` crate and, where installed, `etcdctl`.
 //! Goal: what these clients print and return cannot be told from a real server's.
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests may do both")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "helpers of tests may do both"
+)]
 
 mod etcdctl;
+mod mtls;
 mod store_face;
 
 use std::{convert::Infallible, future::Future};
@@ -27,6 +32,26 @@ struct Face {
 
 impl Face {
     async fn start(common_name: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let accept =
+            move |tcp: TcpStream| async move { Ok::<_, Infallible>((tcp, common_name.to_owned())) };
+        Self::start_with(endpoint, |keyspaces, cancel| {
+            tokio::spawn(serve::run(
+                listener,
+                accept,
+                keyspaces,
+                "west".parse().unwrap(),
+                cancel,
+            ))
+        })
+    }
+
+    /// `spawn` runs the server that listens at `endpoint`.
+    fn start_with(
+        endpoint: String,
+        spawn: impl FnOnce(Keyspaces, CancellationToken) -> JoinHandle<Result<(), serve::Error>>,
+    ) -> Self {
         let store = |cluster_id| {
             Store::new(Options {
                 cluster_id,
@@ -38,18 +63,13 @@ impl Face {
             export: store(12),
             cache: store(13),
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = listener.local_addr().unwrap().to_string();
         let cancel = CancellationToken::new();
-        let accept =
-            move |tcp: TcpStream| async move { Ok::<_, Infallible>((tcp, common_name.to_owned())) };
-        let cluster = "west".parse().unwrap();
-        let run = serve::run(listener, accept, keyspaces.clone(), cluster, cancel.clone());
+        let served = spawn(keyspaces.clone(), cancel.clone());
         Self {
             keyspaces,
             endpoint,
             cancel,
-            served: tokio::spawn(run),
+            served,
         }
     }
 
