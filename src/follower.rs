@@ -74,7 +74,10 @@ pub struct Sink<T> {
 
 impl<T> Clone for Sink<T> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone(), wrap: Arc::clone(&self.wrap) }
+        Self {
+            sender: self.sender.clone(),
+            wrap: Arc::clone(&self.wrap),
+        }
     }
 }
 
@@ -90,7 +93,10 @@ impl<T: Send> Sink<T> {
         sender: mpsc::Sender<T>,
         wrap: impl Fn(Vec<KeyEvent>) -> T + Send + Sync + 'static,
     ) -> Self {
-        Self { sender, wrap: Arc::new(wrap) }
+        Self {
+            sender,
+            wrap: Arc::new(wrap),
+        }
     }
 
     /// Sends something that is no batch, in order with the batches. Cancel safe: then not sent.
@@ -102,7 +108,11 @@ impl<T: Send> Sink<T> {
     }
 
     async fn events(&self, batch: Vec<KeyEvent>) -> Result<(), Error> {
-        if batch.is_empty() { Ok(()) } else { self.send((self.wrap)(batch)).await }
+        if batch.is_empty() {
+            Ok(())
+        } else {
+            self.send((self.wrap)(batch)).await
+        }
     }
 }
 
@@ -143,7 +153,9 @@ pub async fn follow<T: Send>(
         let mut gate = gate.clone();
         let listed = &listed;
         async move {
-            gate.wait_for(|open: &Vec<Kind>| open.contains(kind)).await.map_err(|_| Error::Closed)?;
+            gate.wait_for(|open: &Vec<Kind>| open.contains(kind))
+                .await
+                .map_err(|_| Error::Closed)?;
             follow_kind(client, subject, *kind, sink, listed).await
         }
     }));
@@ -171,7 +183,10 @@ pub async fn run<T: Send, C: Future<Output = Result<Client, EtcdError>>>(
             let was_listed = std::cell::Cell::new(false);
             let result = match connect().await {
                 Ok(client) => follow(&client, &subject, &sink, |_| was_listed.set(true)).await,
-                Err(source) => Err(Error::Canaries { cluster: subject.cluster.clone(), source }),
+                Err(source) => Err(Error::Canaries {
+                    cluster: subject.cluster.clone(),
+                    source,
+                }),
             };
             let Err(error) = result;
             if matches!(error, Error::Closed) {
@@ -201,7 +216,11 @@ async fn follow_kind<T: Send>(
 ) -> Result<Infallible, Error> {
     let prefix = subject.layout.prefix(kind, &subject.cluster);
     let machine = KindMachine::new(kind, &prefix);
-    let failed = |source| Error::Follow { cluster: subject.cluster.clone(), kind, source };
+    let failed = |source| Error::Follow {
+        cluster: subject.cluster.clone(),
+        kind,
+        source,
+    };
     let mut pause = RETRY.0;
     loop {
         let result = list_and_watch(client, &prefix, &machine, sink, || {
@@ -233,20 +252,28 @@ async fn list_and_watch<T: Send>(
     sink: &Sink<T>,
     listed: impl Fn(),
 ) -> Result<Infallible, Failure> {
-    sink.events(vec![machine.begin()]).await.map_err(Failure::Sink)?;
+    sink.events(vec![machine.begin()])
+        .await
+        .map_err(Failure::Sink)?;
     let mut list = client.list(prefix);
     let mut revision = 0;
     while let Some(page) = list.page().await.map_err(Failure::Etcd)? {
         revision = page.revision;
-        sink.events(machine.page(page)).await.map_err(Failure::Sink)?;
+        sink.events(machine.page(page))
+            .await
+            .map_err(Failure::Sink)?;
     }
-    sink.events(vec![machine.end()]).await.map_err(Failure::Sink)?;
+    sink.events(vec![machine.end()])
+        .await
+        .map_err(Failure::Sink)?;
     listed();
     let mut from = revision.saturating_add(1);
     loop {
         let mut watch = client.watch(prefix, from).await.map_err(Failure::Etcd)?;
         while let Some(events) = watch.recv().await.map_err(Failure::Etcd)? {
-            sink.events(machine.events(events)).await.map_err(Failure::Sink)?;
+            sink.events(machine.events(events))
+                .await
+                .map_err(Failure::Sink)?;
         }
         from = watch.next_revision();
         tokio::time::sleep(RETRY.0).await;
@@ -260,9 +287,14 @@ async fn follow_canaries(
     open: &watch::Sender<Vec<Kind>>,
 ) -> Result<Infallible, Error> {
     let (cluster, prefix) = (&subject.cluster, keyspace::synced_prefix(&subject.cluster));
-    let failed = |source| Error::Canaries { cluster: cluster.clone(), source };
+    let failed = |source| Error::Canaries {
+        cluster: cluster.clone(),
+        source,
+    };
     let see = |key: &[u8]| {
-        let Some((layout, kind)) = keyspace::parse_canary(key, cluster) else { return };
+        let Some((layout, kind)) = keyspace::parse_canary(key, cluster) else {
+            return;
+        };
         open.send_if_modified(|open| {
             let fresh = layout == subject.layout && !open.contains(&kind);
             if fresh {

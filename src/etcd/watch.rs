@@ -71,7 +71,11 @@ impl Watch {
                 // etcd reports this one as text only; listing again would be refused as well.
                 let denied = reason.contains("permission denied");
                 let class = if denied { Class::Denied } else { Class::Relist };
-                return Err(Error::Cancelled { prefix: self.prefix.clone(), reason, class });
+                return Err(Error::Cancelled {
+                    prefix: self.prefix.clone(),
+                    reason,
+                    class,
+                });
             }
             if response.created() {
                 // Its header may be ahead of events that are still to come.

@@ -17,7 +17,11 @@ pub(super) struct KindMachine {
 impl KindMachine {
     pub(super) fn new(kind: Kind, prefix: &str) -> Self {
         let prefix = Bytes::copy_from_slice(prefix.as_bytes());
-        Self { kind, prefix_bytes: prefix.len(), prefix }
+        Self {
+            kind,
+            prefix_bytes: prefix.len(),
+            prefix,
+        }
     }
 
     pub(super) const fn begin(&self) -> KeyEvent {
@@ -29,16 +33,19 @@ impl KindMachine {
     }
 
     pub(super) fn page(&self, page: Page) -> Vec<KeyEvent> {
-        page.entries.into_iter().filter_map(|entry| self.upsert(entry)).collect()
+        page.entries
+            .into_iter()
+            .filter_map(|entry| self.upsert(entry))
+            .collect()
     }
 
     pub(super) fn events(&self, events: Vec<Event>) -> Vec<KeyEvent> {
         let kind = self.kind;
         let convert = |event| match event {
             Event::Put(entry) => self.upsert(entry),
-            Event::Delete { key } => {
-                self.suffix(&key).map(|suffix| KeyEvent::Delete { kind, suffix })
-            }
+            Event::Delete { key } => self
+                .suffix(&key)
+                .map(|suffix| KeyEvent::Delete { kind, suffix }),
         };
         events.into_iter().filter_map(convert).collect()
     }
@@ -72,7 +79,10 @@ mod tests {
             value: Bytes::from_static(b"v"),
             revision: 4,
         };
-        let page = Page { revision: 9, entries: vec![entry("a/b/n"), entry("a/b/"), entry("a/c")] };
+        let page = Page {
+            revision: 9,
+            entries: vec![entry("a/b/n"), entry("a/b/"), entry("a/c")],
+        };
         let upsert = KeyEvent::Upsert {
             kind: Kind::Nodes,
             suffix: Bytes::from_static(b"n"),
@@ -80,9 +90,14 @@ mod tests {
             revision: 4,
         };
         assert_eq!(machine.page(page), [upsert.clone()]);
-        let delete = |key: &'static str| Event::Delete { key: Bytes::from_static(key.as_bytes()) };
+        let delete = |key: &'static str| Event::Delete {
+            key: Bytes::from_static(key.as_bytes()),
+        };
         let events = vec![Event::Put(entry("a/b/n")), delete("a/b/n/x"), delete("z")];
-        let gone = KeyEvent::Delete { kind: Kind::Nodes, suffix: Bytes::from_static(b"n/x") };
+        let gone = KeyEvent::Delete {
+            kind: Kind::Nodes,
+            suffix: Bytes::from_static(b"n/x"),
+        };
         assert_eq!(machine.events(events), [upsert, gone]);
     }
 }

@@ -32,7 +32,9 @@ pub(super) async fn run(mut context: Context, mut desired: watch::Receiver<Desir
             }
             Desired::Running(file) => {
                 let (path, file) = &*file;
-                context.shared.update(&context.name, |status| status.config_path.clone_from(path));
+                context
+                    .shared
+                    .update(&context.name, |status| status.config_path.clone_from(path));
                 tokio::select! {
                     biased;
                     changed = desired.changed() => {
@@ -56,7 +58,12 @@ async fn remove(context: &mut Context) {
     }
     // Also without an announced id: the mesh may hold entries loaded from disk.
     context.announced = None;
-    if context.sink.send(MemberEvent::Removed { name: name.clone() }).await.is_err() {
+    if context
+        .sink
+        .send(MemberEvent::Removed { name: name.clone() })
+        .await
+        .is_err()
+    {
         tracing::debug!(clusterName = %name, "mesh is gone");
     }
     // Only now may another peer take the id.
@@ -85,7 +92,11 @@ async fn sessions(context: &mut Context, path: &PathBuf, file: &ConfigFile) {
         } else {
             failed(context, path, &error, accepted, &mut said);
             let random = rand::random::<f64>();
-            if error.is_denied() { backoff.longest(random) } else { backoff.next(random) }
+            if error.is_denied() {
+                backoff.longest(random)
+            } else {
+                backoff.next(random)
+            }
         };
         tokio::time::sleep(delay).await;
     }
@@ -117,7 +128,10 @@ fn failed(
 ) {
     let text = chain(error);
     let now = (context.options.clock)();
-    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = now
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let mut connected = false;
     disconnected(context, |status| {
         connected = status.connected;
@@ -174,7 +188,9 @@ impl Backoff {
     /// The next delay; `random` lies in 0..1.
     fn next(&mut self, random: f64) -> Duration {
         let (first, longest) = limits::PEER_BACKOFF;
-        let full = first.saturating_mul(1 << self.failures.min(16)).min(longest);
+        let full = first
+            .saturating_mul(1 << self.failures.min(16))
+            .min(longest);
         self.failures = self.failures.saturating_add(1);
         jitter(full, random)
     }
@@ -198,7 +214,10 @@ mod tests {
     fn backoff_doubles_up_to_its_bound_and_stays_in_the_upper_half() {
         let mut backoff = Backoff::default();
         let delays: Vec<u128> = (0..9).map(|_| backoff.next(1.0).as_millis()).collect();
-        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(
+            delays,
+            [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]
+        );
         backoff.failures = u32::MAX;
         assert_eq!(backoff.next(0.0).as_millis(), 5000);
         assert_eq!(Backoff::default().longest(0.0).as_millis(), 5000);

@@ -71,8 +71,10 @@ impl ConfigFile {
     pub fn parse(text: &str, dir: &Path) -> Result<Self, ConfigFileError> {
         let raw: BTreeMap<String, Value> =
             serde_saphyr::from_str(text).map_err(|e| ConfigFileError::Yaml(e.to_string()))?;
-        let mut keys: BTreeMap<String, Value> =
-            raw.into_iter().map(|(key, value)| (key.to_ascii_lowercase(), value)).collect();
+        let mut keys: BTreeMap<String, Value> = raw
+            .into_iter()
+            .map(|(key, value)| (key.to_ascii_lowercase(), value))
+            .collect();
         let mut take = |key: &str| keys.remove(key).filter(|value| !value.is_null());
 
         let endpoints = strings("endpoints", take("endpoints"))?;
@@ -98,7 +100,9 @@ impl ConfigFile {
             .collect::<Result<Vec<Endpoint>, _>>()
             .map_err(ConfigFileError::Endpoint)?;
         if plain {
-            endpoints.iter_mut().for_each(|endpoint| endpoint.tls = Some(false));
+            endpoints
+                .iter_mut()
+                .for_each(|endpoint| endpoint.tls = Some(false));
         }
         let identity = match (cert, key) {
             (Some(cert), Some(key)) => Some((dir.join(cert), dir.join(key))),
@@ -112,15 +116,31 @@ impl ConfigFile {
             insecure_skip_verify: skip,
         };
         let user = user.map(|name| (name, password.unwrap_or_default()));
-        let connect = ConnectOptions { endpoints, tls, user, host_aliases: aliases };
-        Ok(Self { connect, unknown: keys.into_keys().collect() })
+        let connect = ConnectOptions {
+            endpoints,
+            tls,
+            user,
+            host_aliases: aliases,
+        };
+        Ok(Self {
+            connect,
+            unknown: keys.into_keys().collect(),
+        })
     }
 
     /// The CA file whose CAs may vouch for this peer as a client of ours, if the peer uses TLS.
     #[must_use]
     pub fn ca_file(&self) -> Option<&PathBuf> {
-        let tls = self.connect.endpoints.iter().any(|endpoint| endpoint.tls != Some(false));
-        self.connect.tls.ca.as_ref().filter(|_| tls && !self.connect.tls.insecure_skip_verify)
+        let tls = self
+            .connect
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.tls != Some(false));
+        self.connect
+            .tls
+            .ca
+            .as_ref()
+            .filter(|_| tls && !self.connect.tls.insecure_skip_verify)
     }
 }
 
@@ -130,7 +150,10 @@ fn string(key: &'static str, value: Option<Value>) -> Result<Option<String>, Con
         Some(Value::String(text)) if text.is_empty() => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(Value::Number(number)) => Ok(Some(number.to_string())),
-        Some(_) => Err(ConfigFileError::Type { key, expected: "a text" }),
+        Some(_) => Err(ConfigFileError::Type {
+            key,
+            expected: "a text",
+        }),
     }
 }
 
@@ -138,12 +161,18 @@ fn flag(key: &'static str, value: Option<Value>) -> Result<bool, ConfigFileError
     match value {
         None => Ok(false),
         Some(Value::Bool(flag)) => Ok(flag),
-        Some(_) => Err(ConfigFileError::Type { key, expected: "true or false" }),
+        Some(_) => Err(ConfigFileError::Type {
+            key,
+            expected: "true or false",
+        }),
     }
 }
 
 fn strings(key: &'static str, value: Option<Value>) -> Result<Vec<String>, ConfigFileError> {
-    let error = || ConfigFileError::Type { key, expected: "a list of texts" };
+    let error = || ConfigFileError::Type {
+        key,
+        expected: "a list of texts",
+    };
     match value {
         None => Ok(Vec::new()),
         Some(Value::Array(items)) => items
@@ -158,15 +187,27 @@ fn strings(key: &'static str, value: Option<Value>) -> Result<Vec<String>, Confi
 }
 
 fn host_aliases(value: Option<Value>) -> Result<BTreeMap<String, Vec<IpAddr>>, ConfigFileError> {
-    let Some(value) = value else { return Ok(BTreeMap::new()) };
+    let Some(value) = value else {
+        return Ok(BTreeMap::new());
+    };
     let error = || ConfigFileError::HostAliases;
     let mut aliases = BTreeMap::new();
     for item in value.as_array().ok_or_else(error)? {
-        let host = item.get("hostname").and_then(Value::as_str).ok_or_else(error)?;
-        let ips = item.get("ips").and_then(Value::as_array).ok_or_else(error)?;
-        let ips: Option<Vec<IpAddr>> =
-            ips.iter().map(|ip| ip.as_str().and_then(|ip| ip.parse().ok())).collect();
-        let ips = ips.filter(|ips| !ips.is_empty() && !host.is_empty()).ok_or_else(error)?;
+        let host = item
+            .get("hostname")
+            .and_then(Value::as_str)
+            .ok_or_else(error)?;
+        let ips = item
+            .get("ips")
+            .and_then(Value::as_array)
+            .ok_or_else(error)?;
+        let ips: Option<Vec<IpAddr>> = ips
+            .iter()
+            .map(|ip| ip.as_str().and_then(|ip| ip.parse().ok()))
+            .collect();
+        let ips = ips
+            .filter(|ips| !ips.is_empty() && !host.is_empty())
+            .ok_or_else(error)?;
         if aliases.insert(host.to_owned(), ips).is_some() {
             return Err(error());
         }

@@ -62,14 +62,19 @@ pub(super) fn scan(dir: &Path, own: &ClusterName) -> std::io::Result<Scan> {
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str());
-        let Some(peer) = name.map(peer_name) else { continue };
+        let Some(peer) = name.map(peer_name) else {
+            continue;
+        };
         match (read(&path), peer) {
             (_, Ok(peer)) if peer == *own => {}
             (Ok(None), _) | (Err(_), Err(_)) => {}
             (Ok(Some(text)), peer) if text.contains("endpoints:") => match peer {
                 Ok(peer) => {
                     let hash = Sha256::digest(&text).into();
-                    scan.files.entry(peer).or_default().push(PeerFile { path, text, hash });
+                    scan.files
+                        .entry(peer)
+                        .or_default()
+                        .push(PeerFile { path, text, hash });
                 }
                 Err(_) => {
                     scan.misnamed.insert(path);
@@ -84,14 +89,19 @@ pub(super) fn scan(dir: &Path, own: &ClusterName) -> std::io::Result<Scan> {
             }
         }
     }
-    scan.files.values_mut().for_each(|files| files.sort_by(|a, b| a.path.cmp(&b.path)));
+    scan.files
+        .values_mut()
+        .for_each(|files| files.sort_by(|a, b| a.path.cmp(&b.path)));
     Ok(scan)
 }
 
 /// `<peer>`, `<peer>.config` and `<peer>-cilium-etcd.config` all name `<peer>`.
 fn peer_name(file: &str) -> Result<ClusterName, crate::types::ClusterNameError> {
     let suffixes = ["-cilium-etcd.config", ".config"];
-    let stem = suffixes.iter().find_map(|suffix| file.strip_suffix(suffix)).unwrap_or(file);
+    let stem = suffixes
+        .iter()
+        .find_map(|suffix| file.strip_suffix(suffix))
+        .unwrap_or(file);
     stem.parse()
 }
 
@@ -103,7 +113,8 @@ fn read(path: &Path) -> std::io::Result<Option<String>> {
         }
         let mut bytes = Vec::new();
         let file = std::fs::File::open(path)?;
-        file.take(limits::PEER_FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+        file.take(limits::PEER_FILE_BYTES_MAX)
+            .read_to_end(&mut bytes)?;
         Ok(String::from_utf8(bytes).ok())
     };
     match open() {
@@ -161,8 +172,11 @@ impl Tracker {
                     }
                 }
                 (Some(last), false) => {
-                    let paths: Vec<PathBuf> =
-                        files.into_iter().chain([last]).map(|file| file.path).collect();
+                    let paths: Vec<PathBuf> = files
+                        .into_iter()
+                        .chain([last])
+                        .map(|file| file.path)
+                        .collect();
                     if self.conflicts.insert(peer.clone(), paths.clone()).as_ref() != Some(&paths) {
                         changes.push(Change::Conflict(peer, paths));
                     }
@@ -221,7 +235,10 @@ mod tests {
         put("ca.crt", "-----BEGIN");
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         std::fs::write(dir.path().join("sub/south"), TEXT).unwrap();
-        assert_eq!(step(), (vec!["+east".into(), "+north".into(), "+west".into()], 1));
+        assert_eq!(
+            step(),
+            (vec!["+east".into(), "+north".into(), "+west".into()], 1)
+        );
         assert_eq!(step(), (none.clone(), 0));
 
         // A touch is no change; other content is.
@@ -268,8 +285,13 @@ mod tests {
         std::os::unix::fs::symlink("v1", &data).unwrap();
         std::os::unix::fs::symlink("..data/east", dir.path().join("east")).unwrap();
         let mut tracker = Tracker::default();
-        let mut step =
-            || kinds(&tracker.update(scan(dir.path(), &own).unwrap(), Instant::now()).0);
+        let mut step = || {
+            kinds(
+                &tracker
+                    .update(scan(dir.path(), &own).unwrap(), Instant::now())
+                    .0,
+            )
+        };
         assert_eq!(step(), ["+east"]);
         std::fs::remove_file(&data).unwrap();
         std::os::unix::fs::symlink("v2", &data).unwrap();

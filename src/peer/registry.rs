@@ -57,7 +57,9 @@ pub struct Registry {
 
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registry").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Registry")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -151,12 +153,14 @@ impl Run {
             // Our own scans open and read files; reacting to that would never end.
             if !event.is_ok_and(|event| event.kind.is_access()) {
                 // A full slot is a poke that is still to be seen.
-                drop(poke.try_send(()));
+                poke.try_send(()).ok();
             }
         };
         let mut watcher = notify::recommended_watcher(on_event).ok()?;
         let directory = &self.registry.options.directory;
-        watcher.watch(directory, notify::RecursiveMode::NonRecursive).ok()?;
+        watcher
+            .watch(directory, notify::RecursiveMode::NonRecursive)
+            .ok()?;
         Some(watcher)
     }
 

@@ -3,7 +3,9 @@ use std::{convert::Infallible, path::PathBuf, sync::Arc};
 
 use tokio::time::{Instant, sleep};
 
-use super::{MemberEvent, Options, RemoteConfig, SyncedKinds, config_file::ConfigFile, shared::Shared};
+use super::{
+    MemberEvent, Options, RemoteConfig, SyncedKinds, config_file::ConfigFile, shared::Shared,
+};
 use crate::{
     etcd::{self, Class, Client, Event},
     follower::{self, Sink, Subject},
@@ -94,7 +96,9 @@ impl Context {
 
     /// Lets the peer's CA vouch for the peer as our client.
     fn trust(&self, file: &ConfigFile) {
-        let (Some(trust), Some(path)) = (&self.options.trust, file.ca_file()) else { return };
+        let (Some(trust), Some(path)) = (&self.options.trust, file.ca_file()) else {
+            return;
+        };
         if let Err(error) = trust.set_peer_file(&self.name, path)
             && !error.is_missing()
         {
@@ -169,12 +173,17 @@ impl Context {
 
     /// Checks and reserves the peer's id and tells the mesh.
     async fn accept(&mut self, config: &ClusterConfig) -> Result<(), Error> {
-        let id = config.accept(self.options.max_clusters).map_err(Error::Config)?;
+        let id = config
+            .accept(self.options.max_clusters)
+            .map_err(Error::Config)?;
         // Entries of the old id go first, also if the new one is refused.
         if self.announced.is_some_and(|old| old != id) {
             self.announced = None;
             let name = self.name.clone();
-            self.sink.send(MemberEvent::Removed { name }).await.map_err(Error::Follow)?;
+            self.sink
+                .send(MemberEvent::Removed { name })
+                .await
+                .map_err(Error::Follow)?;
         }
         if id == self.options.id {
             return Err(Error::OwnId(id));
@@ -191,7 +200,10 @@ impl Context {
         });
         self.announced = Some(id);
         let name = self.name.clone();
-        self.sink.send(MemberEvent::Connected { name, id }).await.map_err(Error::Follow)
+        self.sink
+            .send(MemberEvent::Connected { name, id })
+            .await
+            .map_err(Error::Follow)
     }
 
     async fn import(&self, client: &Client, config: &ClusterConfig) -> Result<Infallible, Error> {
@@ -208,7 +220,9 @@ impl Context {
                 status.ready = status.synced.all();
             });
         };
-        follower::follow(client, &subject, &self.sink, listed).await.map_err(Error::Follow)
+        follower::follow(client, &subject, &self.sink, listed)
+            .await
+            .map_err(Error::Follow)
     }
 
     /// Fails if the heartbeat stops. Its text is not looked at: only our own clock counts.
@@ -220,7 +234,10 @@ impl Context {
     ) -> Result<Infallible, Error> {
         let mut last = Instant::now();
         let mut tick = tokio::time::interval(limits::LIVENESS_INTERVAL);
-        let mut watch = client.watch(keyspace::HEARTBEAT, from).await.map_err(Error::Etcd)?;
+        let mut watch = client
+            .watch(keyspace::HEARTBEAT, from)
+            .await
+            .map_err(Error::Etcd)?;
         loop {
             tokio::select! {
                 events = watch.recv() => match events {
@@ -258,7 +275,10 @@ impl Context {
             sleep(limits::CLUSTER_CONFIG_CHECK).await;
             // A key that is gone or undecodable says nothing new; what runs goes on.
             let value = client.get(&key).await.map_err(Error::Etcd)?;
-            if value.and_then(|value| ClusterConfig::decode(&value).ok()).is_some_and(|new| new != *old) {
+            if value
+                .and_then(|value| ClusterConfig::decode(&value).ok())
+                .is_some_and(|new| new != *old)
+            {
                 return Err(Error::ConfigChanged);
             }
         }

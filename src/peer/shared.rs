@@ -39,12 +39,20 @@ impl Shared {
     /// Changes a peer's status; makes one if there is none.
     pub(super) fn update(&self, name: &ClusterName, change: impl FnOnce(&mut PeerStatus)) {
         let mut peers = lock(&self.peers);
-        change(&mut peers.entry(name.clone()).or_insert_with(|| Slot::new(name)).status);
+        change(
+            &mut peers
+                .entry(name.clone())
+                .or_insert_with(|| Slot::new(name))
+                .status,
+        );
     }
 
     /// Notes what is wrong with a peer's new file, or that nothing is.
     pub(super) fn refuse(&self, name: &ClusterName, why: Option<String>) {
-        lock(&self.peers).entry(name.clone()).or_insert_with(|| Slot::new(name)).refused = why;
+        lock(&self.peers)
+            .entry(name.clone())
+            .or_insert_with(|| Slot::new(name))
+            .refused = why;
     }
 
     /// Forgets a peer: status and id.
@@ -85,7 +93,10 @@ impl Slot {
             num_failures: 0,
             last_failure: None,
         };
-        Self { status, refused: None }
+        Self {
+            status,
+            refused: None,
+        }
     }
 }
 
