@@ -207,7 +207,7 @@ impl Publisher {
                 tokio::select! {
                     biased;
                     () = cancel.cancelled() => return Ok(()),
-                    sent = endpoints.send(event) => sent.map_err(|_| Error::EndpointsClosed)?,
+                    sent = endpoints.send(event) => sent.or(Err(Error::EndpointsClosed))?,
                 }
             }
         }
