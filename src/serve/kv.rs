@@ -1,0 +1,87 @@
+//! `etcdserverpb.KV`.
+use etcd_client::proto::{
+    PbCompactionRequest, PbCompactionResponse, PbDeleteRequest, PbDeleteResponse, PbKvService,
+    PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse,
+    PbTxnRequest, PbTxnResponse,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Face, convert, convert::status, open};
+
+#[tonic::async_trait]
+impl PbKvService for Face {
+    type RangeStreamStream = tokio_stream::Empty<Result<PbRangeStreamResponse, Status>>;
+
+    async fn range(
+        &self,
+        request: Request<PbRangeRequest>,
+    ) -> Result<Response<PbRangeResponse>, Status> {
+        let (access, pb) = open(request)?;
+        let request = convert::range_request(pb)?;
+        access.check_read(&request.range)?;
+        let response = access.store.range(&request).map_err(|e| status(&e))?;
+        Ok(Response::new(convert::range_response(
+            &access.store,
+            response,
+        )))
+    }
+
+    async fn range_stream(
+        &self,
+        _: Request<PbRangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(Status::unimplemented(
+            "RangeStream is not served; use Range with a limit",
+        ))
+    }
+
+    async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
+        let (access, pb) = open(request)?;
+        access.check_write()?;
+        let request = convert::put_request(pb);
+        let response = access.store.put_with(&request).map_err(|e| status(&e))?;
+        Ok(Response::new(convert::put_response(
+            &access.store,
+            &response,
+        )))
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<PbDeleteRequest>,
+    ) -> Result<Response<PbDeleteResponse>, Status> {
+        let (access, pb) = open(request)?;
+        access.check_write()?;
+        let request = convert::delete_request(pb);
+        let response = access
+            .store
+            .delete_range(&request)
+            .map_err(|e| status(&e))?;
+        Ok(Response::new(convert::delete_response(
+            &access.store,
+            &response,
+        )))
+    }
+
+    async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
+        let (access, pb) = open(request)?;
+        let txn = convert::txn_request(pb)?;
+        access.check_txn(&txn)?;
+        let response = access.store.txn(&txn).map_err(|e| status(&e))?;
+        Ok(Response::new(convert::txn_response(
+            &access.store,
+            response,
+        )))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<PbCompactionRequest>,
+    ) -> Result<Response<PbCompactionResponse>, Status> {
+        let (access, pb) = open(request)?;
+        access.check_write()?;
+        access.store.compact(pb.revision).map_err(|e| status(&e))?;
+        let header = convert::header(&access.store, access.store.revision());
+        Ok(Response::new(PbCompactionResponse { header }))
+    }
+}

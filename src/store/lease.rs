@@ -1,0 +1,130 @@
+//! Leases: ids with a time to live, and the keys that die with them. Owns no keys and no clock.
+//! Invariant: `by_deadline` holds exactly one entry per lease.
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::Error;
+use crate::limits;
+
+/// All leases of a store.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    by_id: HashMap<i64, Lease>,
+    by_deadline: BTreeSet<(Instant, i64)>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    ttl: Duration,
+    deadline: Instant,
+    keys: BTreeSet<Bytes>,
+}
+
+/// What is known of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// Time to live as granted.
+    pub granted: Duration,
+    /// Time left; zero once it is due.
+    pub remaining: Duration,
+    /// The keys attached, ascending.
+    pub keys: Vec<Bytes>,
+}
+
+impl Leases {
+    pub(super) fn contains(&self, id: i64) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
+    pub(super) fn grant(&mut self, id: i64, ttl: Duration, now: Instant) -> Result<i64, Error> {
+        if ttl > limits::LEASE_TTL_MAX {
+            return Err(Error::LeaseTtlTooLarge);
+        }
+        if self.by_id.len() >= limits::LEASES_MAX {
+            return Err(Error::TooManyLeases);
+        }
+        let id = if id == 0 { self.unused_id() } else { id };
+        if self.contains(id) {
+            return Err(Error::LeaseExists { id });
+        }
+        let deadline = now.checked_add(ttl).ok_or(Error::LeaseTtlTooLarge)?;
+        self.by_deadline.insert((deadline, id));
+        self.by_id.insert(
+            id,
+            Lease {
+                ttl,
+                deadline,
+                keys: BTreeSet::new(),
+            },
+        );
+        Ok(id)
+    }
+
+    /// Starts the time to live anew. A lease past its deadline is lost even before it is swept.
+    pub(super) fn keep_alive(&mut self, id: i64, now: Instant) -> Result<Duration, Error> {
+        let lease = self.by_id.get_mut(&id).ok_or(Error::LeaseNotFound { id })?;
+        if lease.deadline <= now {
+            return Err(Error::LeaseNotFound { id });
+        }
+        let deadline = now.checked_add(lease.ttl).ok_or(Error::LeaseTtlTooLarge)?;
+        self.by_deadline.remove(&(lease.deadline, id));
+        self.by_deadline.insert((deadline, id));
+        lease.deadline = deadline;
+        Ok(lease.ttl)
+    }
+
+    pub(super) fn status(&self, id: i64, now: Instant) -> Result<LeaseStatus, Error> {
+        let lease = self.by_id.get(&id).ok_or(Error::LeaseNotFound { id })?;
+        Ok(LeaseStatus {
+            granted: lease.ttl,
+            remaining: lease.deadline.saturating_duration_since(now),
+            keys: lease.keys.iter().cloned().collect(),
+        })
+    }
+
+    /// Forgets the lease and yields its keys, which the caller deletes.
+    pub(super) fn remove(&mut self, id: i64) -> Option<BTreeSet<Bytes>> {
+        let lease = self.by_id.remove(&id)?;
+        self.by_deadline.remove(&(lease.deadline, id));
+        Some(lease.keys)
+    }
+
+    /// A lease that is due, the longest overdue first.
+    pub(super) fn due(&self, now: Instant) -> Option<i64> {
+        self.by_deadline
+            .first()
+            .filter(|(deadline, _)| *deadline <= now)
+            .map(|(_, id)| *id)
+    }
+
+    pub(super) fn ids(&self) -> Vec<i64> {
+        let mut ids: Vec<i64> = self.by_id.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    pub(super) fn attach(&mut self, id: i64, key: &Bytes) {
+        if let Some(lease) = self.by_id.get_mut(&id) {
+            lease.keys.insert(key.clone());
+        }
+    }
+
+    pub(super) fn detach(&mut self, id: i64, key: &Bytes) {
+        if let Some(lease) = self.by_id.get_mut(&id) {
+            lease.keys.remove(key);
+        }
+    }
+
+    fn unused_id(&self) -> i64 {
+        loop {
+            let id = rand::random::<i64>() & i64::MAX;
+            if id != 0 && !self.contains(id) {
+                return id;
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Our etcd face under real clients: the `etcd-client` crate and, where installed, `etcdctl`.
+//! Goal: what these clients print and return cannot be told from a real server's.
+mod etcdctl;
+mod store_face;
+
+use std::{convert::Infallible, future::Future};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tombolo::{
+    serve::{self, Keyspaces},
+    store::{Options, Store},
+};
+
+/// The three stores behind a plain loopback listener; every client has the same common name.
+struct Face {
+    keyspaces: Keyspaces,
+    endpoint: String,
+    cancel: CancellationToken,
+    served: JoinHandle<Result<(), serve::Error>>,
+}
+
+impl Face {
+    async fn start(common_name: &'static str) -> Self {
+        let store = |cluster_id| {
+            Store::new(Options {
+                cluster_id,
+                history_max: 10_000,
+            })
+        };
+        let keyspaces = Keyspaces {
+            cluster: store(11),
+            export: store(12),
+            cache: store(13),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let cancel = CancellationToken::new();
+        let accept =
+            move |tcp: TcpStream| async move { Ok::<_, Infallible>((tcp, common_name.to_owned())) };
+        let cluster = "west".parse().unwrap();
+        let run = serve::run(listener, accept, keyspaces.clone(), cluster, cancel.clone());
+        Self {
+            keyspaces,
+            endpoint,
+            cancel,
+            served: tokio::spawn(run),
+        }
+    }
+
+    async fn client(&self) -> etcd_client::Client {
+        etcd_client::Client::connect([&self.endpoint], None)
+            .await
+            .unwrap()
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        within(self.served).await.unwrap().unwrap();
+    }
+}
+
+/// Waits for something that must happen soon.
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    let limit = std::time::Duration::from_secs(10);
+    tokio::time::timeout(limit, future)
+        .await
+        .expect("nothing happened within 10 s")
+}
