@@ -181,6 +181,16 @@ fn wrong_types_ranges_and_trailing_text_are_refused() {
 }
 
 #[test]
+fn a_refusal_does_not_quote_the_value() {
+    let error = ClusterConfig::decode(br#"{"id":"secret"}"#).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("wrong type or range at line 1") && !text.contains("secret"),
+        "{text}"
+    );
+}
+
+#[test]
 fn broken_text_is_replaced_as_go_does() {
     let bad = b"{\"K8sPodName\":\"a\xff\xfeb\",\"ID\":5}";
     let record = IpRecord::decode(bad).unwrap();

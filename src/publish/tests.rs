@@ -361,6 +361,60 @@ async fn an_address_goes_to_the_next_claimant() {
 }
 
 #[tokio::test]
+async fn changed_labels_mean_another_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    let first = endpoint(&seen[0]).clone();
+    let seen = run.send([upsert(workload("a", "web", "10.0.0.1"))]).await;
+    let second = endpoint(&seen[0]).clone();
+    assert!(first.id == second.id && first.identity != second.identity);
+    assert_eq!(run.ip("10.0.0.1").unwrap().id, second.identity.0);
+    let slaves = run.list("cilium/state/identities/v1/value/");
+    assert_eq!(slaves.len(), 1);
+    assert_eq!(slaves[0].value, second.identity.to_string());
+    // Back within the rest time: the old number again.
+    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    assert_eq!(*endpoint(&seen[0]), first);
+    // Moved to another node, then without addresses.
+    let moved = LocalWorkload {
+        this_node: false,
+        ..workload("a", "db", "10.0.0.1")
+    };
+    assert_eq!(
+        run.send([upsert(moved)]).await,
+        [EndpointEvent::Delete(first.id)]
+    );
+    assert!(run.ip("10.0.0.1").is_some());
+    let bare = LocalWorkload {
+        addresses: Vec::new(),
+        ..workload("a", "db", "10.0.0.1")
+    };
+    assert_eq!(run.send([upsert(bare)]).await, []);
+    assert!(run.list("cilium/state/ip/").is_empty());
+    run.stop().await;
+}
+
+#[test]
+fn a_full_range_yields_no_number() {
+    let mut registry = Registry::default();
+    let (first, last) = (IdentityId(786_432), IdentityId(786_433));
+    for app in ["a", "b"] {
+        let id = registry.free_identity(first, last).unwrap();
+        registry.insert_identity(id, Arc::clone(&workload(app, app, "10.0.0.1").labels));
+    }
+    assert_eq!(registry.free_identity(first, last), None);
+    let labels = workload("a", "a", "10.0.0.1").labels.to_string();
+    let id = registry.identity(&labels).unwrap();
+    registry.retain_identity(&labels);
+    registry.release_identity(&labels, 1_000);
+    assert!(registry.purge(1_000 + 29 * 60).is_empty());
+    assert_eq!(registry.free_identity(first, last), None);
+    assert_eq!(registry.purge(1_000 + 30 * 60).len(), 1);
+    assert_eq!(registry.free_identity(first, last), Some(id));
+}
+
+#[tokio::test]
 async fn nodes_and_services_carry_the_own_cluster() {
     let dir = tempfile::tempdir().unwrap();
     let mut run = Running::start(dir.path(), &store(1), noon).await;
