@@ -207,7 +207,7 @@ impl Publisher {
                 tokio::select! {
                     biased;
                     () = cancel.cancelled() => return Ok(()),
-                    sent = endpoints.send(event) => sent.map_err(|_| Error::EndpointsClosed)?,
+                    sent = endpoints.send(event) => sent.or(Err(Error::EndpointsClosed))?,
                 }
             }
         }
@@ -366,6 +366,10 @@ impl Publisher {
         };
         if let Some(old) = self.workloads.insert(key.clone(), new) {
             self.drop_holds(&old);
+            if endpoint.is_none() && old.endpoint.is_some() {
+                self.registry
+                    .release_endpoint(&key, (self.clock)().unix_timestamp());
+            }
             for address in old.value.addresses {
                 let kept = self.workloads.get(&key).map(|new| &new.value.addresses);
                 if kept.is_some_and(|kept| !kept.contains(&address)) {

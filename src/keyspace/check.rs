@@ -11,7 +11,7 @@ pub enum Rejection {
     /// Longer than [`crate::limits::VALUE_BYTES_MAX`].
     #[error("value is too long")]
     Oversize,
-    /// Not the JSON that was expected; holds the parser's words, never the value.
+    /// Not the JSON that was expected: what is wrong and where, never the value itself.
     #[error("value does not decode: {0}")]
     Undecodable(String),
     /// A mandatory field is absent or empty.
@@ -216,15 +216,13 @@ fn same_id(theirs: u32, id: ClusterId) -> Result<(), Rejection> {
 /// # Errors
 /// [`Rejection::MalformedKey`].
 pub fn parse_identity_id(suffix: &[u8]) -> Result<u64, Rejection> {
-    let text = str::from_utf8(suffix).map_err(|_| Rejection::MalformedKey)?;
-    let id: u64 = text.parse().map_err(|_| Rejection::MalformedKey)?;
-    let canonical = text.starts_with(|c: char| c.is_ascii_digit())
-        && (text.len() == 1 || !text.starts_with('0'));
-    if canonical {
-        Ok(id)
-    } else {
-        Err(Rejection::MalformedKey)
-    }
+    let text = str::from_utf8(suffix).unwrap_or_default();
+    let digits = text.starts_with(|c: char| c.is_ascii_digit());
+    let canonical = digits && (text.len() == 1 || !text.starts_with('0'));
+    text.parse()
+        .ok()
+        .filter(|_| canonical)
+        .ok_or(Rejection::MalformedKey)
 }
 
 /// The identity that a key names, if it lies in the range of `cluster`. This is all that a

@@ -43,7 +43,7 @@ pub(super) fn decode<T: Wire>(value: &[u8]) -> Result<T, serde_json::Error> {
     match decode_text(&text) {
         // Go turns half a surrogate pair into U+FFFD; serde_json refuses it.
         Err(error) if error.is_syntax() && has_surrogate(&text) => {
-            decode_text(&replace_lone_surrogates(&text)).map_err(|_| error)
+            decode_text(&replace_lone_surrogates(&text)).or(Err(error))
         }
         result => result,
     }

@@ -263,6 +263,21 @@ impl Wire for Option<Cidr> {
     }
 }
 
+/// The parser's own words may quote the value, which must not reach a log.
+fn undecodable(error: &serde_json::Error) -> Rejection {
+    use serde_json::error::Category;
+    let what = match error.classify() {
+        Category::Data => "wrong type or range",
+        Category::Eof => "unexpected end",
+        Category::Syntax | Category::Io => "syntax error",
+    };
+    Rejection::Undecodable(format!(
+        "{what} at line {} column {}",
+        error.line(),
+        error.column()
+    ))
+}
+
 macro_rules! documents {
     ($($type:ident)+) => {$(
         impl $type {
@@ -274,7 +289,7 @@ macro_rules! documents {
                 if value.len() > VALUE_BYTES_MAX {
                     return Err(Rejection::Oversize);
                 }
-                gojson::decode(value).map_err(|error| Rejection::Undecodable(error.to_string()))
+                gojson::decode(value).map_err(|error| undecodable(&error))
             }
 
             /// The value as Go would write it: equal records yield equal bytes.

@@ -1,1 +1,627 @@
+//! The publisher and the projection against real stores.
+use std::{path::Path, time::Duration};
 
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::{
+    keyspace::{IpRecord, Kind, Layout, NodeRecord, ServiceRecord},
+    source::{ServiceKey, ServicePort, WorkloadKey},
+    store::{KeyValue, RangeRequest},
+    types::{Label, NamedPort},
+};
+
+const NODE_IP: &str = "192.0.2.1";
+
+fn noon() -> OffsetDateTime {
+    time::macros::datetime!(2025-06-01 12:00:00.5 UTC)
+}
+
+fn an_hour_later() -> OffsetDateTime {
+    noon() + Duration::from_secs(3600)
+}
+
+fn options(state_dir: &Path) -> Options {
+    Options {
+        cluster: "west".parse().unwrap(),
+        id: ClusterId::new(12, MaxClusters::C255).unwrap(),
+        max: MaxClusters::C255,
+        state_dir: state_dir.to_owned(),
+    }
+}
+
+fn store(cluster_id: u64) -> Store {
+    Store::new(store::Options {
+        cluster_id,
+        history_max: 10_000,
+    })
+}
+
+fn key(name: &str) -> WorkloadKey {
+    WorkloadKey {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+fn workload(name: &str, app: &str, address: &str) -> LocalWorkload {
+    let label = |key: &str, value: &str| Label {
+        source: "k8s".to_owned(),
+        key: key.to_owned(),
+        value: value.to_owned(),
+    };
+    let labels = [
+        label("app", app),
+        label(identity::CLUSTER_LABEL, "elsewhere"),
+    ];
+    LocalWorkload {
+        key: key(name),
+        labels: Arc::new(Labels::new(labels).unwrap()),
+        addresses: vec![address.parse().unwrap()],
+        host_ip: Some(NODE_IP.parse().unwrap()),
+        interface: Some("veth0".to_owned()),
+        named_ports: ["web", "api"]
+            .map(|name| NamedPort {
+                name: name.to_owned(),
+                port: 80,
+                protocol: "TCP".to_owned(),
+            })
+            .to_vec(),
+        this_node: true,
+    }
+}
+
+fn service(global: bool, shared: bool) -> LocalService {
+    let port = ServicePort {
+        protocol: "TCP".to_owned(),
+        port: 80,
+    };
+    let ports: crate::source::ServicePorts = [("http".to_owned(), port)].into();
+    LocalService {
+        key: ServiceKey {
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+        },
+        frontends: [("10.96.0.1".parse().unwrap(), ports.clone())].into(),
+        backends: [("10.0.0.1".parse().unwrap(), ports)].into(),
+        hostnames: std::collections::BTreeMap::new(),
+        labels: std::collections::BTreeMap::new(),
+        selector: std::collections::BTreeMap::new(),
+        global,
+        shared,
+    }
+}
+
+/// A running publisher.
+struct Running {
+    store: Store,
+    events: mpsc::Sender<LocalEvent>,
+    endpoints: mpsc::Receiver<EndpointEvent>,
+    synced: watch::Receiver<bool>,
+    cancel: CancellationToken,
+    tasks: JoinSet<Result<(), Error>>,
+}
+
+impl Running {
+    async fn start(state_dir: &Path, store: &Store, clock: Clock) -> Self {
+        let publisher = Publisher::open(options(state_dir), store.clone(), clock)
+            .await
+            .unwrap();
+        let (events, source) = mpsc::channel(16);
+        let (sink, endpoints) = mpsc::channel(64);
+        let cancel = CancellationToken::new();
+        let synced = publisher.synced();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(publisher.run(source, sink, cancel.clone()));
+        Self {
+            store: store.clone(),
+            events,
+            endpoints,
+            synced,
+            cancel,
+            tasks,
+        }
+    }
+
+    /// Sends events and waits until the publisher has dealt with them: a marker workload follows.
+    async fn send(&mut self, events: impl IntoIterator<Item = LocalEvent>) -> Vec<EndpointEvent> {
+        for event in events {
+            self.events.send(event).await.unwrap();
+        }
+        let marker = workload("marker", "marker", "10.255.255.1");
+        self.events
+            .send(LocalEvent::WorkloadUpsert(marker))
+            .await
+            .unwrap();
+        self.events
+            .send(LocalEvent::WorkloadDelete(key("marker")))
+            .await
+            .unwrap();
+        let mut seen = Vec::new();
+        let mut marker = None;
+        loop {
+            match self.endpoints.recv().await.unwrap() {
+                EndpointEvent::Upsert(endpoint) if endpoint.name == "marker" => {
+                    marker = Some(endpoint.id);
+                }
+                EndpointEvent::Delete(id) if Some(id) == marker => return seen,
+                event => seen.push(event),
+            }
+        }
+    }
+
+    async fn stop(mut self) {
+        self.cancel.cancel();
+        self.tasks.join_next().await.unwrap().unwrap().unwrap();
+    }
+
+    fn ip(&self, address: &str) -> Option<IpRecord> {
+        let key = format!("cilium/state/ip/v1/default/{address}");
+        self.store
+            .get(key.as_bytes())
+            .map(|kv| IpRecord::decode(&kv.value).unwrap())
+    }
+
+    fn list(&self, prefix: &str) -> Vec<KeyValue> {
+        list(&self.store, prefix)
+    }
+}
+
+fn list(store: &Store, prefix: &str) -> Vec<KeyValue> {
+    store
+        .range(&RangeRequest::prefix(prefix.as_bytes()))
+        .unwrap()
+        .kvs
+}
+
+fn upsert(workload: LocalWorkload) -> LocalEvent {
+    LocalEvent::WorkloadUpsert(workload)
+}
+
+fn endpoint(event: &EndpointEvent) -> &LocalEndpoint {
+    match event {
+        EndpointEvent::Upsert(endpoint) => endpoint,
+        other => panic!("not an upsert: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_workload_yields_identity_address_and_endpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let seen = run
+        .send([upsert(workload("a", "db", "10.0.0.1")), LocalEvent::Synced])
+        .await;
+    let sent = endpoint(&seen[0]);
+    assert_eq!(seen[1], EndpointEvent::Synced);
+    assert!(*run.synced.borrow());
+    // The own cluster's label is forced.
+    let text = "k8s:app=db;k8s:io.cilium.k8s.policy.cluster=west;";
+    assert_eq!(sent.labels.to_string(), text);
+    assert!(MaxClusters::C255.owns(
+        ClusterId::new(12, MaxClusters::C255).unwrap(),
+        sent.identity
+    ));
+    let master = run
+        .store
+        .get(identity::master_key(sent.identity).as_bytes())
+        .unwrap();
+    assert_eq!((&master.value[..], master.lease), (text.as_bytes(), 0));
+    let slave = format!("cilium/state/identities/v1/value/{text}/{NODE_IP}");
+    let slave = run.store.get(slave.as_bytes()).unwrap();
+    assert_eq!(slave.value, sent.identity.to_string());
+    let record = run.ip("10.0.0.1").unwrap();
+    assert_eq!(
+        (record.id, record.host_ip),
+        (sent.identity.0, Some(NODE_IP.parse().unwrap()))
+    );
+    assert_eq!(
+        (record.k8s_namespace.as_str(), record.k8s_pod_name.as_str()),
+        ("shop", "a")
+    );
+    let names: Vec<_> = record
+        .named_ports
+        .iter()
+        .map(|port| port.name.as_str())
+        .collect();
+    assert_eq!(names, ["api", "web"]);
+    let kv = run
+        .store
+        .get(b"cilium/state/ip/v1/default/10.0.0.1")
+        .unwrap();
+    assert!(kv.lease != 0 && kv.lease == slave.lease);
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn repeated_objects_write_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    let before = run.store.get(b"cilium/state/ip/v1/default/10.0.0.1");
+    let slaves = run.list("cilium/state/identities/v1/");
+    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    assert_eq!(seen, []);
+    assert_eq!(
+        run.store.get(b"cilium/state/ip/v1/default/10.0.0.1"),
+        before
+    );
+    let is_marker = |kv: &KeyValue| String::from_utf8_lossy(&kv.key).contains("marker");
+    let after: Vec<_> = run.list("cilium/state/identities/v1/");
+    for kv in slaves.iter().filter(|kv| !is_marker(kv)) {
+        assert!(after.contains(kv));
+    }
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn equal_labels_share_an_identity_until_the_last_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let seen = run
+        .send([
+            upsert(workload("a", "db", "10.0.0.1")),
+            upsert(workload("b", "db", "10.0.0.2")),
+            upsert(workload("c", "web", "10.0.0.3")),
+        ])
+        .await;
+    let ids: Vec<_> = seen.iter().map(|event| endpoint(event).identity).collect();
+    assert!(ids[0] == ids[1] && ids[0] != ids[2]);
+    let slaves = |run: &Running| {
+        run.list("cilium/state/identities/v1/value/k8s:app=db")
+            .len()
+    };
+    run.send([LocalEvent::WorkloadDelete(key("a"))]).await;
+    assert_eq!(slaves(&run), 1);
+    let seen = run.send([LocalEvent::WorkloadDelete(key("b"))]).await;
+    assert_eq!(seen.len(), 1);
+    assert_eq!(slaves(&run), 0);
+    assert!(run.ip("10.0.0.1").is_none() && run.ip("10.0.0.2").is_none());
+    // The master stays until the number may mean something else.
+    assert!(
+        run.store
+            .get(identity::master_key(ids[0]).as_bytes())
+            .is_some()
+    );
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn numbers_survive_a_restart_on_an_empty_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let seen = run
+        .send([upsert(workload("a", "db", "10.0.0.1")), LocalEvent::Synced])
+        .await;
+    let first = endpoint(&seen[0]).clone();
+    run.stop().await;
+    let mut run = Running::start(dir.path(), &store(2), noon).await;
+    let seen = run
+        .send([upsert(workload("a", "db", "10.0.0.1")), LocalEvent::Synced])
+        .await;
+    assert_eq!(endpoint(&seen[0]), &first);
+    assert!(
+        run.store
+            .get(identity::master_key(first.identity).as_bytes())
+            .is_some()
+    );
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn a_number_taken_by_others_is_left_to_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    let first = endpoint(&seen[0]).identity;
+    run.stop().await;
+    let other = store(2);
+    let master = identity::master_key(first);
+    other
+        .put(master.clone().into(), "k8s:other=;".into(), 0)
+        .unwrap();
+    let mut run = Running::start(dir.path(), &other, noon).await;
+    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    assert_ne!(endpoint(&seen[0]).identity, first);
+    assert_eq!(other.get(master.as_bytes()).unwrap().value, "k8s:other=;");
+    run.stop().await;
+    // Another process's slave key tells its number.
+    let other = store(3);
+    let labels = "k8s:app=new;k8s:io.cilium.k8s.policy.cluster=west;";
+    let slave = format!("cilium/state/identities/v1/value/{labels}/192.0.2.9");
+    other.put(slave.into(), "786999".into(), 0).unwrap();
+    let mut run = Running::start(dir.path(), &other, noon).await;
+    let seen = run.send([upsert(workload("n", "new", "10.0.0.9"))]).await;
+    assert_eq!(endpoint(&seen[0]).identity, IdentityId(786_999));
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_goes_to_the_next_claimant() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let seen = run
+        .send([
+            upsert(workload("old", "db", "10.0.0.1")),
+            upsert(workload("new", "web", "10.0.0.1")),
+        ])
+        .await;
+    assert_eq!(seen.len(), 1);
+    assert_eq!(run.ip("10.0.0.1").unwrap().k8s_pod_name, "old");
+    let seen = run.send([LocalEvent::WorkloadDelete(key("old"))]).await;
+    assert_eq!(run.ip("10.0.0.1").unwrap().k8s_pod_name, "new");
+    assert_eq!(endpoint(&seen[0]).name, "new");
+    let seen = run.send([upsert(workload("new", "web", "10.0.0.2"))]).await;
+    assert_eq!(
+        endpoint(&seen[0]).addresses,
+        ["10.0.0.2".parse::<IpAddr>().unwrap()]
+    );
+    assert!(run.ip("10.0.0.1").is_none() && run.ip("10.0.0.2").is_some());
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn changed_labels_mean_another_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    let first = endpoint(&seen[0]).clone();
+    let seen = run.send([upsert(workload("a", "web", "10.0.0.1"))]).await;
+    let second = endpoint(&seen[0]).clone();
+    assert!(first.id == second.id && first.identity != second.identity);
+    assert_eq!(run.ip("10.0.0.1").unwrap().id, second.identity.0);
+    let slaves = run.list("cilium/state/identities/v1/value/");
+    assert_eq!(slaves.len(), 1);
+    assert_eq!(slaves[0].value, second.identity.to_string());
+    // Back within the rest time: the old number again.
+    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    assert_eq!(*endpoint(&seen[0]), first);
+    // Moved to another node, then without addresses.
+    let moved = LocalWorkload {
+        this_node: false,
+        ..workload("a", "db", "10.0.0.1")
+    };
+    assert_eq!(
+        run.send([upsert(moved)]).await,
+        [EndpointEvent::Delete(first.id)]
+    );
+    assert!(run.ip("10.0.0.1").is_some());
+    let bare = LocalWorkload {
+        addresses: Vec::new(),
+        ..workload("a", "db", "10.0.0.1")
+    };
+    assert_eq!(run.send([upsert(bare)]).await, []);
+    assert!(run.list("cilium/state/ip/").is_empty());
+    run.stop().await;
+}
+
+#[test]
+fn a_full_range_yields_no_number() {
+    let mut registry = Registry::default();
+    let (first, last) = (IdentityId(786_432), IdentityId(786_433));
+    for app in ["a", "b"] {
+        let id = registry.free_identity(first, last).unwrap();
+        registry.insert_identity(id, Arc::clone(&workload(app, app, "10.0.0.1").labels));
+    }
+    assert_eq!(registry.free_identity(first, last), None);
+    let labels = workload("a", "a", "10.0.0.1").labels.to_string();
+    let id = registry.identity(&labels).unwrap();
+    registry.retain_identity(&labels);
+    registry.release_identity(&labels, 1_000);
+    assert!(registry.purge(1_000 + 29 * 60).is_empty());
+    assert_eq!(registry.free_identity(first, last), None);
+    assert_eq!(registry.purge(1_000 + 30 * 60).len(), 1);
+    assert_eq!(registry.free_identity(first, last), Some(id));
+}
+
+#[tokio::test]
+async fn nodes_and_services_carry_the_own_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let (west, id) = (options(dir.path()).cluster, options(dir.path()).id);
+    let node = LocalNode {
+        name: "n1".to_owned(),
+        addresses: vec![("InternalIP".to_owned(), NODE_IP.parse().unwrap())],
+        ipv4_cidrs: vec![
+            "10.0.0.0/24".parse().unwrap(),
+            "10.0.1.0/24".parse().unwrap(),
+        ],
+        ..LocalNode::default()
+    };
+    let bad = LocalNode {
+        name: "a/b".to_owned(),
+        ..LocalNode::default()
+    };
+    run.send([
+        LocalEvent::NodeUpsert(node),
+        LocalEvent::NodeUpsert(bad),
+        LocalEvent::ServiceUpsert(service(true, true)),
+    ])
+    .await;
+    let kv = run.store.get(b"cilium/state/nodes/v1/west/n1").unwrap();
+    let record = NodeRecord::decode(&kv.value).unwrap();
+    record.check(b"n1", &west, id).unwrap();
+    assert_eq!(record.source, "custom-resource");
+    assert_eq!(
+        record.ipv4_secondary_alloc_cidrs.map(|cidrs| cidrs.len()),
+        Some(1)
+    );
+    assert_eq!(run.list("cilium/state/nodes/").len(), 1);
+    let service_key = b"cilium/state/services/v1/west/shop/web";
+    let kv = run.store.get(service_key).unwrap();
+    let record = ServiceRecord::decode(&kv.value).unwrap();
+    record.check(b"shop/web", &west, id).unwrap();
+    assert!(record.shared && record.include_external);
+    for (global, shared) in [(true, false), (false, true)] {
+        run.send([LocalEvent::ServiceUpsert(service(global, shared))])
+            .await;
+        assert!(run.store.get(service_key).is_none());
+        run.send([LocalEvent::ServiceUpsert(service(true, true))])
+            .await;
+    }
+    run.send([
+        LocalEvent::ServiceDelete(service(true, true).key),
+        LocalEvent::NodeDelete("n1".to_owned()),
+    ])
+    .await;
+    assert!(run.store.get(service_key).is_none() && run.list("cilium/state/nodes/").is_empty());
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_withdraws_nothing_but_the_lease_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    assert!(run.store.get(b"cilium/cluster-config/west").is_some());
+    let store = run.store.clone();
+    run.stop().await;
+    assert!(store.get(b"cilium/state/ip/v1/default/10.0.0.1").is_some());
+    store.expire(now() + limits::LEASE_TTL * 2);
+    assert!(store.get(b"cilium/state/ip/v1/default/10.0.0.1").is_none());
+}
+
+#[test]
+fn a_lost_lease_is_replaced_and_its_keys_are_written_again() {
+    let (store, start) = (store(1), Instant::now());
+    let mut writer = Writer::new(store.clone(), start).unwrap();
+    writer.put("a".to_owned(), b"1".to_vec(), start).unwrap();
+    writer.put("b".to_owned(), b"2".to_vec(), start).unwrap();
+    writer.delete("b");
+    // Kept alive past its life.
+    for minutes in (5..60).step_by(5) {
+        let then = start + Duration::from_secs(minutes * 60);
+        writer.keep_alive(then).unwrap();
+        assert_eq!(store.expire(then), 0);
+    }
+    let lease = store.get(b"a").unwrap().lease;
+    store.lease_revoke(lease).unwrap();
+    assert!(store.get(b"a").is_none());
+    writer.keep_alive(start).unwrap();
+    let again = store.get(b"a").unwrap();
+    assert!(again.value == "1" && again.lease != lease && store.get(b"b").is_none());
+    // A write notices the loss as well.
+    store.lease_revoke(again.lease).unwrap();
+    writer.put("c".to_owned(), b"3".to_vec(), start).unwrap();
+    assert!(store.get(b"a").is_some() && store.get(b"c").is_some());
+    // Keys of others are left alone.
+    store.put("z".into(), "9".into(), 0).unwrap();
+    writer.delete("z");
+    assert!(store.get(b"z").is_some());
+}
+
+#[tokio::test]
+async fn a_released_number_rests_before_it_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    let id = endpoint(&seen[0]).identity;
+    run.send([LocalEvent::WorkloadDelete(key("a")), LocalEvent::Synced])
+        .await;
+    let store = run.store.clone();
+    run.stop().await;
+    let mut run = Running::start(dir.path(), &store, an_hour_later).await;
+    // The first minute tick comes at once; the marker shows that it is over.
+    run.send([]).await;
+    assert!(store.get(identity::master_key(id).as_bytes()).is_none());
+    run.stop().await;
+    let text = std::fs::read_to_string(dir.path().join("identities.json")).unwrap();
+    assert!(!text.contains("app=db"), "{text}");
+}
+
+#[tokio::test]
+async fn a_corrupt_state_file_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("identities.json");
+    let foreign = r#"{"cluster":"east","cluster_id":12,"identities":[],"endpoints":[]}"#;
+    let outside = r#"{"cluster":"west","cluster_id":12,"identities":[{"id":7,"labels":"a:b=;"}],"endpoints":[]}"#;
+    for text in ["{half", foreign, outside] {
+        std::fs::write(&path, text).unwrap();
+        let mut run = Running::start(dir.path(), &store(1), noon).await;
+        let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+        assert_eq!(seen.len(), 1);
+        run.stop().await;
+        assert_eq!(
+            std::fs::read_to_string(path.with_extension("json.corrupt")).unwrap(),
+            text
+        );
+        assert!(std::fs::read_to_string(&path).unwrap().contains("app=db"));
+    }
+    // What can't be read at all is an error, not a reason to renumber.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let failed = Publisher::open(options(dir.path()), store(1), noon).await;
+    assert!(matches!(failed, Err(Error::Load(_))));
+}
+
+#[tokio::test]
+async fn the_export_has_records_first_and_canaries_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cluster, export) = (store(1), store(2));
+    let mut run = Running::start(dir.path(), &cluster, noon).await;
+    let foreign = [
+        "cilium/state/nodes/v1/north/n",
+        "tombolo/x",
+        "cilium/state/identities/v1/locks/y",
+    ];
+    for key in foreign {
+        cluster.put(key.into(), "{}".into(), 0).unwrap();
+    }
+    // A leftover that the cluster store no longer has.
+    export
+        .put("cilium/state/ip/v1/default/10.9.9.9".into(), "{}".into(), 0)
+        .unwrap();
+    let projection = Projection::new(options(dir.path()), cluster, export.clone(), noon);
+    run.tasks
+        .spawn(projection.run(run.synced.clone(), run.cancel.clone()));
+    run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    let present = |key: &'static [u8]| {
+        let export = export.clone();
+        move || export.get(key).is_some()
+    };
+    eventually(present(b"cilium/state/ip/v1/default/10.0.0.1")).await;
+    eventually(|| list(&export, "cilium/state/ip/").len() == 1).await;
+    let heartbeat = export.get(b"cilium/.heartbeat").unwrap();
+    assert_eq!(heartbeat.value, "2025-06-01T12:00:00Z");
+    let config = export.get(b"cilium/cluster-config/west").unwrap().value;
+    let text = r#"{"id":12,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255}}"#;
+    assert_eq!(config, text);
+    assert_eq!(list(&export, "cilium/synced/").len(), 0);
+    run.send([upsert(workload("b", "web", "10.0.0.2")), LocalEvent::Synced])
+        .await;
+    eventually(|| list(&export, "cilium/synced/west/").len() == 5).await;
+    let west = options(dir.path()).cluster;
+    let record = export.get(b"cilium/state/ip/v1/default/10.0.0.2").unwrap();
+    for kind in Kind::ALL {
+        let canary = export
+            .get(Layout::State.canary(kind, &west).as_bytes())
+            .unwrap();
+        assert!(canary.mod_revision > record.mod_revision);
+    }
+    assert_eq!(record.lease, 0);
+    assert!(list(&export, "cilium/state/identities/v1/value/").is_empty());
+    // Two label sets and the marker's.
+    eventually(|| list(&export, "cilium/state/identities/v1/id/").len() == 3).await;
+    for key in foreign {
+        assert!(export.get(key.as_bytes()).is_none());
+    }
+    run.send([
+        LocalEvent::WorkloadDelete(key("a")),
+        LocalEvent::WorkloadDelete(key("b")),
+    ])
+    .await;
+    eventually(|| list(&export, "cilium/state/ip/").is_empty()).await;
+    assert_eq!(list(&export, "cilium/synced/west/").len(), 5);
+    run.stop().await;
+}
+
+async fn eventually(mut holds: impl FnMut() -> bool) {
+    let polled = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), polled)
+        .await
+        .unwrap();
+}

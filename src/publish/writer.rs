@@ -117,9 +117,8 @@ impl Writer {
     pub(super) fn take(&self, id: IdentityId, labels: &Labels) -> Result<Taken, Error> {
         let key = Bytes::from(identity::master_key(id));
         let text = Bytes::from(labels.to_string());
-        let range = KeyRange::single(key.clone());
         let create = Compare {
-            range: range.clone(),
+            range: KeyRange::single(key.clone()),
             op: CompareOp::Equal,
             target: CompareTarget::Create(0),
         };
