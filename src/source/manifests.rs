@@ -120,7 +120,7 @@ impl Manifests {
         let mut links = self.netdev.as_ref().map(Netdev::changes);
         let changed = Arc::clone(&self.changed);
         loop {
-            self.scan().await?;
+            self.scan(Instant::now()).await?;
             let links_changed = async {
                 match &mut links {
                     Some(links) => links.changed().await,
@@ -144,7 +144,7 @@ impl Manifests {
     }
 
     /// Reads what changed and sends what follows from it.
-    async fn scan(&mut self) -> Result<(), Error> {
+    async fn scan(&mut self, now: Instant) -> Result<(), Error> {
         let listed = self.read_dir().await;
         self.read_routes().await;
         let (desired, mut errors) = resolve::resolve(&self.inventory, &self.place, &self.veths);
@@ -169,7 +169,6 @@ impl Manifests {
         }
         self.sent = desired;
         if complete && !self.synced {
-            let now = Instant::now();
             let deadline = *self
                 .sync_deadline
                 .get_or_insert_with(|| now + limits::SOURCE_BAD_FILE_GRACE);
