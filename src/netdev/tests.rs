@@ -67,14 +67,13 @@ async fn within_the_namespace() {
     let loopback = netdev.link("lo").await.unwrap().unwrap();
     assert!(!loopback.is_veth());
 
-    ip("link add dummy1 type dummy");
-    for name in ["pod1", "inside1", "dummy1", "lo"] {
+    for name in ["pod1", "inside1", "lo"] {
         ip(&format!("link set {name} up"));
     }
-    ip("address add 192.0.2.1/24 dev dummy1");
+    ip("address add 192.0.2.1/24 dev lo");
     ip("route add 10.1.0.5/32 dev pod1");
     ip("route add 10.1.1.0/24 dev pod1");
-    ip("route add 10.1.0.6/32 dev dummy1");
+    ip("route add 10.1.0.6/32 dev lo");
     ip("-6 route add fd00:1::5/128 dev pod1");
     told(&mut changes).await;
     assert!(netdev.link("pod1").await.unwrap().unwrap().up);
