@@ -54,6 +54,8 @@ async fn told(changes: &mut Changes) {
 async fn within_the_namespace() {
     let address = |text: &str| text.parse::<IpAddr>().unwrap();
     let netdev = Netdev::open().unwrap();
+    // A new namespace's loopback is down; the machine's own is not to be touched.
+    assert!(!netdev.link("lo").await.unwrap().unwrap().up);
     let mut changes = netdev.changes();
     assert_eq!(netdev.link("pod1").await.unwrap(), None);
     assert!(netdev.veth_routes().await.unwrap().is_empty());
