@@ -134,8 +134,13 @@ impl Manifests {
             let mut links_lost = false;
             tokio::select! {
                 () = changed.notified() => {
-                    // A file is seldom written at one go; what comes meanwhile needs no own scan.
-                    tokio::time::sleep(limits::SOURCE_DEBOUNCE).await;
+                    // A file is seldom written at one go: read when it is quiet, or late enough.
+                    for _ in 0..limits::SOURCE_DEBOUNCES_MAX {
+                        let more = changed.notified();
+                        if tokio::time::timeout(limits::SOURCE_DEBOUNCE, more).await.is_err() {
+                            break;
+                        }
+                    }
                     self.scan(Instant::now()).await?;
                 }
                 alive = links_changed => {
@@ -292,7 +297,14 @@ impl Manifests {
                     message: "not UTF-8".to_owned(),
                 }
             })
-            .and_then(parse::parse);
+            .and_then(|text| {
+                // This is what a file looks like that is about to be written.
+                if text.trim().is_empty() {
+                    let message = "empty; delete the file to remove its objects".to_owned();
+                    return Err(ParseError { line: 1, message });
+                }
+                parse::parse(text)
+            });
         for (line, kind) in parsed.iter().flat_map(|parsed| &parsed.ignored) {
             tracing::warn!(file = %name, line, %kind, "kind of no use here is ignored");
         }

@@ -219,6 +219,12 @@ async fn directory_is_followed() {
     assert_eq!((bad.synced, bad.files, bad.errors[0].line), (true, 2, 7));
     assert!(bad.errors[0].file.ends_with("/p.yaml"));
 
+    write(dir.path(), "p.yaml", "");
+    status
+        .wait_for(|s| s.errors.iter().any(|e| e.message.starts_with("empty")))
+        .await
+        .unwrap();
+
     write(dir.path(), "p.yaml", &small_pod("p", "10.1.0.3"));
     let mended = next(&mut events).await;
     assert!(matches!(mended, LocalEvent::WorkloadUpsert(w) if w.addresses == [ip("10.1.0.3")]));
