@@ -136,6 +136,8 @@ pub const NETDEV_COALESCE: Duration = Duration::from_millis(20);
 pub const SOURCE_RESCAN: Duration = Duration::from_secs(5);
 /// Pause between a change in a directory and reading it, so that a file can be written to its end.
 pub const SOURCE_DEBOUNCE: Duration = Duration::from_millis(50);
+/// How often that pause may begin anew because of further changes: half a second at most.
+pub const SOURCE_DEBOUNCES_MAX: u32 = 10;
 /// How long bad files may hold back the news that all workloads are known.
 pub const SOURCE_BAD_FILE_GRACE: Duration = Duration::from_secs(10);
 /// Most manifest files in a directory; more are an error, as that is surely not what was meant.

@@ -17,6 +17,9 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::limits;
 
+#[cfg(test)]
+mod tests;
+
 /// Why the kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

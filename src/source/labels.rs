@@ -1,8 +1,8 @@
 //! Which labels make an identity. Pure.
 //!
-//! The set is that of Cilium's agent with its default filter (`protocol.md` §5.4 of the design
-//! notes names the rows): what a pod or container says of itself, minus what changes from replica
-//! to replica, plus namespace, service account and cluster, which nobody may set for themselves.
+//! The set is that of Cilium's agent with its default filter: what a workload says of itself, minus
+//! what differs from replica to replica, plus namespace, service account and cluster, which nobody
+//! may set for themselves.
 use std::{collections::BTreeMap, iter};
 
 use crate::types::{ClusterName, Label, LabelError, Labels};

@@ -20,6 +20,7 @@ use notify::{
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{
+    io::AsyncReadExt as _,
     sync::{Notify, mpsc, watch},
     time::{Instant, MissedTickBehavior},
 };
@@ -55,6 +56,8 @@ pub struct Manifests {
     events: mpsc::Sender<LocalEvent>,
     status: watch::Sender<Status>,
     inventory: Inventory,
+    /// Why the directory could not be listed at the last try.
+    list_error: Option<FileError>,
     /// Digests of the files as they were parsed last.
     digests: BTreeMap<String, [u8; 32]>,
     sent: Desired,
@@ -85,6 +88,7 @@ impl Manifests {
             events,
             status: watch::Sender::new(Status::default()),
             inventory: Inventory::default(),
+            list_error: None,
             digests: BTreeMap::new(),
             sent: Desired::default(),
             veths: HashMap::new(),
@@ -119,23 +123,32 @@ impl Manifests {
         tick.tick().await;
         let mut links = self.netdev.as_ref().map(Netdev::changes);
         let changed = Arc::clone(&self.changed);
+        self.scan(Instant::now()).await?;
         loop {
-            self.scan().await?;
             let links_changed = async {
                 match &mut links {
                     Some(links) => links.changed().await,
                     None => std::future::pending().await,
                 }
             };
-            let links_lost = tokio::select! {
+            let mut links_lost = false;
+            tokio::select! {
                 () = changed.notified() => {
-                    // A file is seldom written at one go; what comes meanwhile needs no own scan.
-                    tokio::time::sleep(limits::SOURCE_DEBOUNCE).await;
-                    false
+                    // A file is seldom written at one go: read when it is quiet, or late enough.
+                    for _ in 0..limits::SOURCE_DEBOUNCES_MAX {
+                        let more = changed.notified();
+                        if tokio::time::timeout(limits::SOURCE_DEBOUNCE, more).await.is_err() {
+                            break;
+                        }
+                    }
+                    self.scan(Instant::now()).await?;
                 }
-                alive = links_changed => !alive,
-                _ = tick.tick() => false,
-            };
+                alive = links_changed => {
+                    self.apply(Instant::now()).await?;
+                    links_lost = !alive;
+                }
+                _ = tick.tick() => self.scan(Instant::now()).await?,
+            }
             if links_lost {
                 tracing::error!("netlink notifications ended, routes are looked up by time only");
                 links = None;
@@ -143,18 +156,17 @@ impl Manifests {
         }
     }
 
-    /// Reads what changed and sends what follows from it.
-    async fn scan(&mut self) -> Result<(), Error> {
-        let listed = self.read_dir().await;
+    /// Reads the directory and sends what follows from it.
+    async fn scan(&mut self, now: Instant) -> Result<(), Error> {
+        self.list_error = self.read_dir().await.err();
+        self.apply(now).await
+    }
+
+    /// Sends what follows from the files as last read and the routes.
+    async fn apply(&mut self, now: Instant) -> Result<(), Error> {
         self.read_routes().await;
         let (desired, mut errors) = resolve::resolve(&self.inventory, &self.place, &self.veths);
-        let complete = match listed {
-            Ok(()) => true,
-            Err(error) => {
-                errors.insert(0, error);
-                false
-            }
-        };
+        errors.splice(0..0, self.list_error.clone());
         for event in self.sent.diff(&desired) {
             if let LocalEvent::WorkloadUpsert(workload) = &event
                 && workload.interface.is_none()
@@ -168,8 +180,7 @@ impl Manifests {
             self.send(event).await?;
         }
         self.sent = desired;
-        if complete && !self.synced {
-            let now = Instant::now();
+        if self.list_error.is_none() && !self.synced {
             let deadline = *self
                 .sync_deadline
                 .get_or_insert_with(|| now + limits::SOURCE_BAD_FILE_GRACE);
@@ -179,6 +190,9 @@ impl Manifests {
                 self.send(LocalEvent::Synced).await?;
                 self.synced = true;
                 tracing::info!(files = self.inventory.len(), "manifests read");
+                if self.sent.nodes.is_empty() {
+                    tracing::warn!(node = %self.place.node_name, "no manifest describes this node");
+                }
             }
         }
         self.report(errors);
@@ -283,7 +297,14 @@ impl Manifests {
                     message: "not UTF-8".to_owned(),
                 }
             })
-            .and_then(parse::parse);
+            .and_then(|text| {
+                // This is what a file looks like that is about to be written.
+                if text.trim().is_empty() {
+                    let message = "empty; delete the file to remove its objects".to_owned();
+                    return Err(ParseError { line: 1, message });
+                }
+                parse::parse(text)
+            });
         for (line, kind) in parsed.iter().flat_map(|parsed| &parsed.ignored) {
             tracing::warn!(file = %name, line, %kind, "kind of no use here is ignored");
         }
@@ -335,14 +356,20 @@ fn is_manifest(path: &Path) -> bool {
 }
 
 async fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let len = tokio::fs::metadata(path).await?.len();
-    if len > limits::SOURCE_FILE_BYTES_MAX {
-        let max = limits::SOURCE_FILE_BYTES_MAX;
-        return Err(io::Error::other(format!(
-            "{len} bytes, more than the limit of {max}"
-        )));
+    // Opening anything else may wait for ever.
+    if !tokio::fs::metadata(path).await?.is_file() {
+        return Err(io::Error::other("not a regular file"));
     }
-    tokio::fs::read(path).await
+    let max = limits::SOURCE_FILE_BYTES_MAX;
+    let mut text = Vec::new();
+    let mut file = tokio::fs::File::open(path).await?.take(max + 1);
+    if u64::try_from(file.read_to_end(&mut text).await?).is_ok_and(|len| len <= max) {
+        Ok(text)
+    } else {
+        Err(io::Error::other(format!(
+            "more than the limit of {max} bytes"
+        )))
+    }
 }
 
 fn watch_dir(dir: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {

@@ -189,7 +189,7 @@ mod tests {
             3,
             &["metadata.name", "a/b"],
         );
-        check_error("apiVersion: v1\nkind: [\n", 3, &[]);
+        check_error("apiVersion: v1\nkind: [\n", 2, &["kind"]);
         let labels = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels:\n    x: 'a;b'\n";
         check_error(labels, 6, &["metadata.labels", "a;b"]);
         let address = "apiVersion: v1\nkind: Node\nmetadata: {name: a}\nstatus:\n  addresses:\n  - {type: Hostname, address: a}\n  - {type: InternalIP, address: b}\n";

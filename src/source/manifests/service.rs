@@ -1,4 +1,4 @@
-//! Which services are exported, and as what (`protocol.md` §4.2 of the design notes). Pure.
+//! Which services are exported, and as what: the rules of Cilium's clustermesh-apiserver. Pure.
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::object::{ClusterIp, EndpointSlice, Port, Service};
