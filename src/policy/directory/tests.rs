@@ -48,15 +48,13 @@ impl Running {
         }
     }
 
-    async fn status(&mut self, wanted: impl Fn(&Status) -> bool) -> Arc<Status> {
-        let status = self.status.wait_for(|s| wanted(s));
-        let status = tokio::time::timeout(Duration::from_secs(20), status);
-        Arc::clone(
-            &status
-                .await
-                .expect("a status in time")
-                .expect("the watcher runs"),
-        )
+    async fn status(&self, wanted: impl Fn(&Status) -> bool) -> Arc<Status> {
+        let mut receiver = self.status.clone();
+        let found = tokio::time::timeout(Duration::from_secs(20), receiver.wait_for(|s| wanted(s)));
+        match found.await {
+            Ok(status) => Arc::clone(&status.expect("the watcher runs")),
+            Err(_elapsed) => panic!("waited in vain; status is {:?}", self.status.borrow()),
+        }
     }
 }
 
