@@ -86,7 +86,8 @@ async fn a_bad_file_keeps_its_last_good_version() {
     assert_eq!(running.next().await, PolicyEvent::Synced);
     for (bad, place) in [
         (
-            GOOD.replace("[{}]", "[{fromCIDR: [10.0.0.0/8]}]"),
+            GOOD.replace("NAME", "good")
+                .replace("[{}]", "[{fromCIDR: [10.0.0.0/8]}]"),
             "a.yaml:4: spec.ingress[0].fromCIDR: ",
         ),
         (String::new(), "a.yaml: holds no document"),
