@@ -96,7 +96,7 @@ fn modules_keep_to_their_borders() {
                 };
                 let word = border.words.iter().find(|w| names(line, w));
                 if let Some(word) = word
-                    && !border.modules.iter().any(|m| inside(&m))
+                    && !border.modules.iter().any(inside)
                 {
                     let Border { modules, why, .. } = border;
                     offenders.push(format!(

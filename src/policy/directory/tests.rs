@@ -119,14 +119,23 @@ async fn a_bad_file_keeps_its_last_good_version() {
 }
 
 #[tokio::test]
-async fn too_large_a_file_is_refused_without_reading_it_all() {
+async fn what_cannot_be_a_policy_file_is_refused_unread() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.json");
     let bytes = usize::try_from(crate::limits::POLICY_FILE_BYTES_MAX).unwrap() + 1;
     fs::write(&file, vec![b' '; bytes]).unwrap();
+    let folder = dir.path().join("folder.yaml");
+    fs::create_dir(&folder).unwrap();
     let mut running = Running::start(dir.path());
     assert_eq!(running.next().await, PolicyEvent::Synced);
     let status = running.status(|s| s.files.contains_key(&file)).await;
+    assert!(
+        status.files[&folder]
+            .error
+            .as_ref()
+            .unwrap()
+            .contains("not a regular file")
+    );
     assert!(
         status.files[&file]
             .error
