@@ -83,6 +83,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Something else has a policy file's name.
+    #[error("policy file {file}: not a regular file")]
+    NotAFile {
+        /// Its path.
+        file: PathBuf,
+    },
     /// A file is not text.
     #[error("policy file {file}: not UTF-8 text")]
     NotText {
@@ -411,6 +417,16 @@ async fn read(file: &Path) -> Result<Vec<u8>, Error> {
         file: file.to_owned(),
         source,
     };
+    // Opening a pipe would wait for its writer.
+    if !tokio::fs::metadata(file)
+        .await
+        .map_err(read_error)?
+        .is_file()
+    {
+        return Err(Error::NotAFile {
+            file: file.to_owned(),
+        });
+    }
     let open = tokio::fs::File::open(file).await.map_err(read_error)?;
     let mut bytes = Vec::new();
     let max = limits::POLICY_FILE_BYTES_MAX;

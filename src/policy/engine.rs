@@ -17,9 +17,9 @@ use std::{
 use super::{
     Direction, MapDelta, PolicyEntry, PolicyKey,
     rule::{Peer, Peers, Policy, PortProtocol, Rule},
-    selector::{CLUSTER_KEY, Requirement, Selector, SelectorCache, SelectorId},
+    selector::{CLUSTER_KEY, Requirement, Selector, SelectorCache, SelectorId, reserved_labels},
 };
-use crate::types::{ClusterName, EndpointEvent, EndpointId, IdentityId, Label, Labels};
+use crate::types::{ClusterName, EndpointEvent, EndpointId, IdentityId, Labels};
 
 /// What an engine must know beforehand.
 #[derive(Debug, Clone)]
@@ -583,21 +583,6 @@ impl GrantState {
         };
         self.ports.iter().map(key)
     }
-}
-
-/// The labels of a reserved identity; the API server's is a remote node as well.
-fn reserved_labels(id: IdentityId) -> Option<Arc<Labels>> {
-    let label = |key: &str| Label {
-        source: "reserved".to_owned(),
-        key: key.to_owned(),
-        value: String::new(),
-    };
-    let name = id.reserved_name()?;
-    let mut labels = vec![label(name)];
-    if name == "kube-apiserver" {
-        labels.push(label("remote-node"));
-    }
-    Labels::new(labels).ok().map(Arc::new)
 }
 
 #[cfg(test)]

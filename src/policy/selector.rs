@@ -286,6 +286,21 @@ impl SelectorCache {
     }
 }
 
+/// The labels of a reserved identity; the API server's is a remote node as well.
+pub(super) fn reserved_labels(id: IdentityId) -> Option<Arc<Labels>> {
+    let label = |key: &str| Label {
+        source: "reserved".to_owned(),
+        key: key.to_owned(),
+        value: String::new(),
+    };
+    let name = id.reserved_name()?;
+    let mut labels = vec![label(name)];
+    if name == "kube-apiserver" {
+        labels.push(label("remote-node"));
+    }
+    Labels::new(labels).ok().map(Arc::new)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{CLUSTER_KEY, Operator, Requirement, Selector, SelectorCache};

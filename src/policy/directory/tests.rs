@@ -48,15 +48,13 @@ impl Running {
         }
     }
 
-    async fn status(&mut self, wanted: impl Fn(&Status) -> bool) -> Arc<Status> {
-        let status = self.status.wait_for(|s| wanted(s));
-        let status = tokio::time::timeout(Duration::from_secs(20), status);
-        Arc::clone(
-            &status
-                .await
-                .expect("a status in time")
-                .expect("the watcher runs"),
-        )
+    async fn status(&self, wanted: impl Fn(&Status) -> bool) -> Arc<Status> {
+        let mut receiver = self.status.clone();
+        let found = tokio::time::timeout(Duration::from_secs(20), receiver.wait_for(|s| wanted(s)));
+        match found.await {
+            Ok(status) => Arc::clone(&status.expect("the watcher runs")),
+            Err(_elapsed) => panic!("waited in vain; status is {:?}", self.status.borrow()),
+        }
     }
 }
 
@@ -88,7 +86,8 @@ async fn a_bad_file_keeps_its_last_good_version() {
     assert_eq!(running.next().await, PolicyEvent::Synced);
     for (bad, place) in [
         (
-            GOOD.replace("[{}]", "[{fromCIDR: [10.0.0.0/8]}]"),
+            GOOD.replace("NAME", "good")
+                .replace("[{}]", "[{fromCIDR: [10.0.0.0/8]}]"),
             "a.yaml:4: spec.ingress[0].fromCIDR: ",
         ),
         (String::new(), "a.yaml: holds no document"),
@@ -120,14 +119,23 @@ async fn a_bad_file_keeps_its_last_good_version() {
 }
 
 #[tokio::test]
-async fn too_large_a_file_is_refused_without_reading_it_all() {
+async fn what_cannot_be_a_policy_file_is_refused_unread() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.json");
     let bytes = usize::try_from(crate::limits::POLICY_FILE_BYTES_MAX).unwrap() + 1;
     fs::write(&file, vec![b' '; bytes]).unwrap();
+    let folder = dir.path().join("folder.yaml");
+    fs::create_dir(&folder).unwrap();
     let mut running = Running::start(dir.path());
     assert_eq!(running.next().await, PolicyEvent::Synced);
     let status = running.status(|s| s.files.contains_key(&file)).await;
+    assert!(
+        status.files[&folder]
+            .error
+            .as_ref()
+            .unwrap()
+            .contains("not a regular file")
+    );
     assert!(
         status.files[&file]
             .error
