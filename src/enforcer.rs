@@ -8,10 +8,7 @@
 //! Absent on purpose: policy decisions (`policy`), who owns an address (`mesh`).
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::{broadcast, mpsc, oneshot, watch},
-};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -318,7 +315,7 @@ async fn event_loop(
         op: "read",
         source,
     };
-    let mut source = AsyncFd::with_interest(source, Interest::READABLE).map_err(fail)?;
+    let mut source = source.register().map_err(fail)?;
     loop {
         let boot = kernel::boot_unix_ns();
         source.get_mut().drain(|bytes| {
