@@ -458,7 +458,7 @@ fn classifier<'a>(
     program: &'static str,
 ) -> Result<&'a mut SchedClassifier, Error> {
     ebpf.program_mut(program)
-        .ok_or(Error::Program {
+        .ok_or_else(|| Error::Program {
             program,
             source: io::ErrorKind::NotFound.into(),
         })?
@@ -471,7 +471,7 @@ fn classifier<'a>(
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, Error> {
     ebpf.take_map(map)
-        .ok_or(Error::Map {
+        .ok_or_else(|| Error::Map {
             map,
             op: "open",
             source: io::ErrorKind::NotFound.into(),

@@ -10,7 +10,7 @@ use tombolo::{
     types::{ClusterId, EndpointEvent, EndpointId, IdentityId, Labels, LocalEndpoint, MaxClusters},
 };
 
-use crate::lab::{Helper, Pod, eventually, isolated, run, serve};
+use crate::lab::{Helper, Pod, eventually, isolated, run, serve, v6};
 
 const DB: &str = "10.1.0.2";
 const EMPLOYEE: &str = "10.1.0.3";
@@ -95,7 +95,7 @@ fn endpoint(id: u32, name: &str, address: &str, identity: IdentityId) -> Change 
         labels: Arc::new(Labels::default()),
         namespace: "default".into(),
         name: name.into(),
-        addresses: vec![address.parse().unwrap()],
+        addresses: vec![address.parse().unwrap(), v6(address).parse().unwrap()],
         interface: Some(format!("veth-{name}")),
         named_ports: Vec::new(),
     })))
@@ -126,6 +126,24 @@ fn allow(identity: IdentityId, on: bool) -> Change {
         value: on.then_some(PolicyEntry {
             deny: false,
             rule: 1,
+        }),
+    })
+}
+
+fn allow_udp(identity: IdentityId, on: bool) -> Change {
+    let direction = Direction::Ingress;
+    let key = PolicyKey {
+        endpoint: EndpointId(1),
+        identity,
+        direction,
+        protocol: 17,
+        port: 6379,
+    };
+    Change::Map(MapDelta::Entry {
+        key,
+        value: on.then_some(PolicyEntry {
+            deny: false,
+            rule: 2,
         }),
     })
 }
@@ -286,6 +304,42 @@ fn what_the_endpoint_opens_itself_is_answered() {
             assert!(!employee.connect(TARGET));
         },
     );
+}
+
+#[test]
+fn ipv6_and_datagrams_are_judged_the_same() {
+    isolated("enforcer::ipv6_and_datagrams_are_judged_the_same", || {
+        let (mut db, mut employee, mut stranger) = pods();
+        assert!(db.ask("udp-listen 6379"));
+        let enforcer = Running::start();
+        enforcer.send(story());
+        enforcer.send(vec![
+            ip("fd00::3", Some(EMPLOYEE_ID)),
+            ip("fd00::4/126", Some(STRANGER_ID)),
+            allow(EMPLOYEE_ID, true),
+            allow_udp(EMPLOYEE_ID, true),
+            default_deny(true),
+        ]);
+        let target = format!("[{}]:6379", v6(DB));
+        assert!(employee.connect(&target) && employee.echo());
+        assert!(!stranger.connect(&target), "by its CIDR");
+        let mut events = enforcer.handle.events.subscribe();
+        assert!(!stranger.ask(&format!("udp-echo {target}")));
+        eventually("an event", || !events.is_empty());
+        let event = drain(&mut events).remove(0);
+        assert_eq!((event.source_identity, event.protocol), (STRANGER_ID, 17));
+        assert_eq!(event.source.to_string(), "fd00::4");
+
+        assert!(employee.ask(&format!("udp-echo {target}")));
+        assert!(db.ask("udp-push") && employee.ask("udp-pull"));
+        enforcer.send(vec![allow_udp(EMPLOYEE_ID, false)]);
+        assert!(
+            db.ask("udp-push") && !employee.ask("udp-pull"),
+            "no flow of the server's own"
+        );
+        assert!(!employee.ask(&format!("udp-echo {target}")));
+        assert!(employee.echo(), "TCP is still allowed");
+    });
 }
 
 #[test]

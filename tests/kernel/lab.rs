@@ -21,7 +21,7 @@ pub(crate) fn isolated(test: &str, body: impl FnOnce()) {
             "mkdir -p /run/netns",
             "mount -t tmpfs tmpfs /run/netns",
             "ip link set lo up",
-            "sysctl -qw net.ipv4.ip_forward=1",
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
         ] {
             run(command);
         }
@@ -131,19 +131,24 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// With `address`, behind the host-side interface `veth-<name>`.
+    /// With `address` and its [`v6`] twin, behind the host-side interface `veth-<name>`.
     pub(crate) fn start(name: &str, address: &str) -> Self {
+        let twin = v6(address);
         for command in [
             format!("ip netns add {name}"),
             format!("ip link add veth-{name} type veth peer name eth0 netns {name}"),
             format!("ip addr add 169.254.1.1/32 dev veth-{name}"),
             format!("ip link set veth-{name} up"),
             format!("ip route add {address}/32 dev veth-{name}"),
+            format!("ip addr add fe80::1/64 dev veth-{name} nodad"),
+            format!("ip route add {twin}/128 dev veth-{name}"),
             format!("ip -n {name} link set lo up"),
+            format!("ip -n {name} addr add {twin}/128 dev eth0 nodad"),
             format!("ip -n {name} addr add {address}/32 dev eth0"),
             format!("ip -n {name} link set eth0 up"),
             format!("ip -n {name} route add 169.254.1.1 dev eth0"),
             format!("ip -n {name} route add default via 169.254.1.1 src {address}"),
+            format!("ip -n {name} route add default via fe80::1 dev eth0 src {twin}"),
         ] {
             run(&command);
         }
@@ -162,11 +167,6 @@ impl Pod {
         self.helper.ask(&format!("connect {to}")) == "ok"
     }
 
-    /// The local port of the last try to connect that came about.
-    pub(crate) fn local_port(&mut self) -> u16 {
-        self.helper.ask("port").parse().unwrap()
-    }
-
     /// True if a byte sent on the kept connection came back.
     pub(crate) fn echo(&mut self) -> bool {
         self.helper.ask("echo") == "ok"
@@ -182,10 +182,20 @@ impl Pod {
         self.helper.ask("pull") == "ok"
     }
 
+    /// For the commands without a method of their own.
+    pub(crate) fn ask(&mut self, line: &str) -> bool {
+        self.helper.ask(line) == "ok"
+    }
+
     /// Sends a datagram from an address of the sender's choice.
     pub(crate) fn datagram(&mut self, from: &str, to: &str) {
         assert_eq!(self.helper.ask(&format!("datagram {from} {to}")), "ok");
     }
+}
+
+/// The IPv6 address of the pod with this IPv4 address.
+pub(crate) fn v6(address: &str) -> String {
+    format!("fd00::{}", address.rsplit('.').next().unwrap())
 }
 
 /// Not a test: what this binary does when it is started as a helper.
@@ -209,12 +219,15 @@ pub(crate) fn serve(mut answer: impl FnMut(&[&str]) -> String) {
 
 fn pod() {
     let mut stream: Option<TcpStream> = None;
+    let mut udp_server: Option<UdpSocket> = None;
+    let mut udp_socket: Option<UdpSocket> = None;
+    let udp_client: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
     let accepted: Arc<Mutex<HashMap<u16, TcpStream>>> = Arc::default();
     let word = |ok: bool| if ok { "ok".to_owned() } else { "no".to_owned() };
     serve(|words| match *words {
         ["listen", port] => {
             let port: u16 = port.parse().unwrap();
-            let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
+            let listener = TcpListener::bind(("::", port)).unwrap();
             let accepted = Arc::clone(&accepted);
             std::thread::spawn(move || {
                 for mut stream in listener.incoming().map_while(Result::ok) {
@@ -241,13 +254,6 @@ fn pod() {
             stream = result.ok().or(stream.take());
             word(ok)
         }
-        ["port"] => stream
-            .as_ref()
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port()
-            .to_string(),
         ["echo"] => {
             let stream = stream.as_mut().unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -266,6 +272,32 @@ fn pod() {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             word(stream.read_exact(&mut [0]).is_ok())
         }
+        ["udp-listen", port] => {
+            let port: u16 = port.parse().unwrap();
+            let socket = UdpSocket::bind(("::", port)).unwrap();
+            udp_server = Some(socket.try_clone().unwrap());
+            let last = Arc::clone(&udp_client);
+            std::thread::spawn(move || {
+                let mut byte = [0];
+                while let Ok((_, from)) = socket.recv_from(&mut byte) {
+                    *last.lock().unwrap() = Some(from);
+                    drop(socket.send_to(&byte, from));
+                }
+            });
+            word(true)
+        }
+        ["udp-push"] => {
+            let to = udp_client.lock().unwrap().unwrap();
+            // EPERM would say that it was dropped on the way out; nobody tells a pod that.
+            word(udp_server.as_ref().unwrap().send_to(b"y", to).is_ok())
+        }
+        ["udp-echo", to] => {
+            let to: SocketAddr = to.parse().unwrap();
+            let socket = udp_socket.get_or_insert_with(|| UdpSocket::bind(("::", 0)).unwrap());
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            word(socket.send_to(b"x", to).is_ok() && socket.recv(&mut [0]).is_ok())
+        }
+        ["udp-pull"] => word(udp_socket.as_ref().unwrap().recv(&mut [0]).is_ok()),
         ["datagram", from, to] => {
             let socket = UdpSocket::bind((from, 0)).unwrap();
             word(socket.send_to(b"z", to).is_ok())
