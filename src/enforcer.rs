@@ -8,10 +8,7 @@
 //! Absent on purpose: policy decisions (`policy`), who owns an address (`mesh`).
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::{broadcast, mpsc, oneshot, watch},
-};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -224,14 +221,18 @@ impl Enforcer {
             let stop = cancel.clone();
             let reader = thread("bpf-events", event_loop(source, events, stop))?;
             let ended = tokio::select! {
-                ended = maps => ended.map_err(|_| Error::Died { name: "bpf-maps" })?,
-                ended = reader => ended.map_err(|_| Error::Died { name: "bpf-events" })?,
+                ended = maps => ended.map_err(died("bpf-maps"))?,
+                ended = reader => ended.map_err(died("bpf-events"))?,
             };
             cancel.cancel();
             return ended;
         }
-        maps.await.map_err(|_| Error::Died { name: "bpf-maps" })?
+        maps.await.map_err(died("bpf-maps"))?
     }
+}
+
+fn died(name: &'static str) -> impl FnOnce(oneshot::error::RecvError) -> Error {
+    move |source| Error::Died { name, source }
 }
 
 /// A thread with a runtime of its own, so that no system call of ours delays another task.
@@ -265,6 +266,8 @@ async fn reconcile_loop(
     let mut verify = tokio::time::interval(limits::MAP_VERIFY_INTERVAL);
     verify.reset();
     let mut retry = limits::ENFORCER_RETRY_MIN;
+    // A deadline, not a pause: a stream of changes must not put it off.
+    let mut idle_since = tokio::time::Instant::now();
     loop {
         let idle = if reconciler.owes() {
             retry
@@ -272,7 +275,6 @@ async fn reconcile_loop(
             limits::INTERFACE_CHECK_INTERVAL
         };
         tokio::select! {
-            biased;
             () = cancel.cancelled() => return Ok(()),
             count = inbox.recv_many(&mut batch, limits::ENFORCER_BATCH_MAX) => {
                 if count == 0 {
@@ -285,8 +287,9 @@ async fn reconcile_loop(
                     tracing::warn!(subsys = "enforcer", %error, "Maps could not be read back");
                 }
             }
-            () = tokio::time::sleep(idle) => {
+            () = tokio::time::sleep_until(idle_since + idle) => {
                 reconciler.tick();
+                idle_since = tokio::time::Instant::now();
                 retry = next_retry(retry, reconciler.owes());
             }
         }
@@ -318,7 +321,7 @@ async fn event_loop(
         op: "read",
         source,
     };
-    let mut source = AsyncFd::with_interest(source, Interest::READABLE).map_err(fail)?;
+    let mut source = source.register().map_err(fail)?;
     loop {
         let boot = kernel::boot_unix_ns();
         source.get_mut().drain(|bytes| {

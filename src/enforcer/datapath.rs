@@ -91,6 +91,9 @@ pub enum Error {
     Died {
         /// Which.
         name: &'static str,
+        /// Its result never came.
+        #[source]
+        source: tokio::sync::oneshot::error::RecvError,
     },
 }
 

@@ -21,6 +21,8 @@ use aya::{
     },
 };
 
+use tokio::io::{Interest, unix::AsyncFd};
+
 use super::{
     abi,
     datapath::{Datapath, Error, Observed},
@@ -364,6 +366,18 @@ pub struct Events {
 }
 
 impl Events {
+    /// Registers the ring with the runtime of the calling task.
+    ///
+    /// # Errors
+    /// If the runtime cannot watch the descriptor.
+    #[expect(unsafe_code, reason = "aya's ring has no AsFd that outlives a move")]
+    pub fn register(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the ring owns its descriptor and is moved into the result: it stays open and
+        // the same for as long as it is registered.
+        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }
+            .map_err(|error| error.into_parts().1)
+    }
+
     /// Hands out what is in the ring, oldest first.
     pub fn drain(&mut self, mut each: impl FnMut(&[u8])) {
         while let Some(item) = self.ring.next() {
@@ -444,7 +458,7 @@ fn classifier<'a>(
     program: &'static str,
 ) -> Result<&'a mut SchedClassifier, Error> {
     ebpf.program_mut(program)
-        .ok_or(Error::Program {
+        .ok_or_else(|| Error::Program {
             program,
             source: io::ErrorKind::NotFound.into(),
         })?
@@ -457,7 +471,7 @@ fn classifier<'a>(
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, Error> {
     ebpf.take_map(map)
-        .ok_or(Error::Map {
+        .ok_or_else(|| Error::Map {
             map,
             op: "open",
             source: io::ErrorKind::NotFound.into(),

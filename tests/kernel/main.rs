@@ -1,0 +1,9 @@
+//! Tests against the running kernel: need root, eBPF and `ip`. They fail without; they never skip.
+//! Each test runs in network and mount namespaces of its own, so nothing is left behind.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
+
+mod enforcer;
+mod lab;
