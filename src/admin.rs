@@ -31,9 +31,6 @@ pub mod metrics;
 mod routes;
 pub mod wire;
 
-#[cfg(test)]
-mod tests;
-
 /// What admin reads. Built once by the wiring.
 #[derive(Clone)]
 pub struct State {
