@@ -31,9 +31,6 @@ pub mod metrics;
 mod routes;
 pub mod wire;
 
-#[cfg(test)]
-mod tests;
-
 /// What admin reads. Built once by the wiring.
 #[derive(Clone)]
 pub struct State {
@@ -149,16 +146,13 @@ pub fn start(tasks: &Tasks, listen: &Listen, state: State) -> Result<Bound, Erro
         metrics,
         health,
     };
-    let path = listen.socket_path.clone();
     tasks
         .spawn_thread("admin", move |token| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
-            let result = runtime.block_on(serve(listeners, Arc::new(state), token));
-            // A stale file would be replaced anyhow; without it clients fail with a better word.
-            drop(std::fs::remove_file(path));
-            Ok(result?)
+            // The socket's file stays: removing it could hit that of an agent started meanwhile.
+            Ok(runtime.block_on(serve(listeners, Arc::new(state), token))?)
         })
         .map_err(Error::Thread)?;
     Ok(bound)

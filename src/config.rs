@@ -222,7 +222,7 @@ impl Raw {
         let max_clusters = max_clusters.unwrap_or_default();
         let cluster_name = self.required("cluster-name", ClusterName::from_str);
         let cluster_id = self.required("cluster-id", |text| {
-            let id = text.parse().map_err(|_| "is not a number".to_owned())?;
+            let id = text.parse().ok().ok_or("is not a number")?;
             ClusterId::new(id, max_clusters).map_err(|error| error.to_string())
         });
         let node_name = self.node_name();
@@ -356,11 +356,12 @@ fn parse_addr(text: &str) -> Result<SocketAddr, &'static str> {
         .strip_prefix(':')
         .map_or_else(|| text.to_owned(), |p| format!("0.0.0.0:{p}"));
     text.parse()
-        .map_err(|_| "is not an address like 10.0.0.1:2379 or :2379")
+        .ok()
+        .ok_or("is not an address like 10.0.0.1:2379 or :2379")
 }
 
 fn parse_bool(text: &str) -> Result<bool, &'static str> {
-    text.parse().map_err(|_| "must be true or false")
+    text.parse().ok().ok_or("must be true or false")
 }
 
 fn unless_off<T, E>(text: &str, parse: impl FnOnce(&str) -> Result<T, E>) -> Result<Option<T>, E> {

@@ -1,1 +1,545 @@
+//! Goal: what operators read is right to the letter. Method: a real agent socket over a made-up
+//! state, and the verbs as typed.
+use std::{path::Path, sync::Arc, time::Duration, time::Instant};
 
+use clap::Parser as _;
+use tokio::sync::{broadcast, watch};
+
+use super::*;
+use crate::{
+    admin::{self, Listen, State, metrics::DropCount},
+    enforcer::DropEvent,
+    keyspace::Kind,
+    lifecycle::{Readiness, ReadyToken, Tasks},
+    mesh::{IdentityView, IpTarget, NodeView, View},
+    peer::{PeerStatus, RemoteConfig, SyncedKinds},
+    policy::Direction,
+    types::{
+        ClusterId, ClusterName, EndpointId, IdentityId, Labels, LocalEndpoint, MaxClusters,
+        NamedPort,
+    },
+};
+
+struct Agent {
+    runtime: tokio::runtime::Runtime,
+    tasks: Tasks,
+    dir: tempfile::TempDir,
+    bound: admin::Bound,
+    drops: broadcast::Sender<DropEvent>,
+    pending: Option<ReadyToken>,
+    _senders: Senders,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.tasks.shutdown();
+        self.runtime
+            .block_on(self.tasks.finish(Duration::from_secs(10)))
+            .unwrap();
+    }
+}
+
+fn name(text: &str) -> ClusterName {
+    text.parse().unwrap()
+}
+
+fn view() -> View {
+    let view = View::default();
+    let node = |cluster: &str, node: &str, third: u8, source| {
+        let ipv4 = Some([10, 0, third, 1].into());
+        let ipv4_cidr = Some(format!("10.6{third}.0.0/24").parse().unwrap());
+        let node_view = NodeView {
+            ipv4,
+            ipv4_cidr,
+            ipv6: None,
+            ipv6_cidr: None,
+            source,
+        };
+        view.nodes
+            .insert((name(cluster), node.to_owned()), node_view);
+        view.counts.insert((name(cluster), Kind::Nodes), 1);
+    };
+    node("cluster2", "node2", 2, "clustermesh");
+    node("cluster1", "node1", 1, "local");
+    for (id, cluster, ns) in [
+        (6_684_673, "cluster2", "istio-space"),
+        (6_619_136, "cluster1", "default"),
+    ] {
+        let labels = format!(
+            "k8s:app=employee;k8s:io.cilium.k8s.policy.cluster={cluster};k8s:io.kubernetes.pod.namespace={ns};"
+        );
+        let labels = Arc::new(Labels::parse(&labels));
+        view.identities.insert(
+            IdentityId(id),
+            IdentityView {
+                labels,
+                cluster: name(cluster),
+                revision: 7,
+            },
+        );
+    }
+    let cluster = ClusterId::new(102, MaxClusters::C255).unwrap();
+    let target = IpTarget {
+        identity: IdentityId(6_684_673),
+        cluster,
+    };
+    view.addresses.insert("10.62.0.9".parse().unwrap(), target);
+    view.counts.insert((name("cluster2"), Kind::Services), 3);
+    view.rejected
+        .insert((name("cluster2"), "identity-range"), 2);
+    view
+}
+
+fn peers() -> Vec<PeerStatus> {
+    let cluster_id = ClusterId::new(102, MaxClusters::C255).unwrap();
+    let config = RemoteConfig {
+        cluster_id,
+        kvstoremesh: false,
+        sync_canaries: true,
+    };
+    let synced = SyncedKinds {
+        nodes: true,
+        endpoints: true,
+        identities: true,
+        services: true,
+    };
+    let ready = PeerStatus {
+        name: name("cluster2"),
+        config_path: "/var/lib/clustermesh/cluster2.config".into(),
+        ready: true,
+        connected: true,
+        status: "etcd: 1/1 connected, has-quorum=true".to_owned(),
+        etcd_cluster_id: Some(0xcdbc_8223_a113_5072),
+        config: Some(config),
+        synced,
+        num_failures: 0,
+        last_failure: None,
+    };
+    let waiting = PeerStatus {
+        name: name("cluster3"),
+        ready: false,
+        connected: false,
+        status: "Waiting for initial connection to be established".to_owned(),
+        etcd_cluster_id: None,
+        config: None,
+        synced: SyncedKinds::default(),
+        num_failures: 4,
+        last_failure: Some(1),
+        ..ready.clone()
+    };
+    vec![waiting, ready]
+}
+
+fn endpoint() -> LocalEndpoint {
+    LocalEndpoint {
+        id: EndpointId(3833),
+        identity: IdentityId(6_619_136),
+        labels: Arc::new(Labels::parse(
+            "k8s:app=db;k8s:io.cilium.k8s.policy.cluster=cluster1;",
+        )),
+        namespace: "default".to_owned(),
+        name: "protected-db".to_owned(),
+        addresses: vec!["10.61.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+        interface: None,
+        named_ports: vec![NamedPort {
+            name: "redis".into(),
+            port: 6379,
+            protocol: "TCP".into(),
+        }],
+    }
+}
+
+fn drop_event() -> DropEvent {
+    DropEvent {
+        time_ns: 1,
+        flow: 0x28c6_44b8,
+        reason: "Policy denied",
+        direction: Direction::Ingress,
+        endpoint: EndpointId(3833),
+        ifindex: 5,
+        source_identity: IdentityId(38354),
+        destination_identity: IdentityId(6_587_186),
+        source: "10.1.0.3".parse().unwrap(),
+        destination: "10.1.0.2".parse().unwrap(),
+        source_port: 42728,
+        destination_port: 6379,
+        protocol: 6,
+        tcp_flags: 2,
+    }
+}
+
+type Senders = (
+    watch::Sender<Vec<Arc<LocalEndpoint>>>,
+    watch::Sender<serde_json::Value>,
+);
+
+fn state(readiness: Readiness) -> (State, Senders) {
+    let (endpoints, endpoints_rx) = watch::channel(vec![Arc::new(endpoint())]);
+    let (datapath, datapath_rx) = watch::channel(serde_json::json!({"endpoints": 1}));
+    let state = State {
+        cluster_name: name("cluster1"),
+        cluster_id: ClusterId::new(101, MaxClusters::C255).unwrap(),
+        max_clusters: MaxClusters::C255,
+        node_name: "node1".to_owned(),
+        view: view(),
+        peers: Arc::new(peers),
+        endpoints: endpoints_rx,
+        drops: broadcast::channel(4).0,
+        readiness,
+        registry: crate::telemetry::registry().unwrap(),
+        started: Instant::now(),
+        errors: Arc::new(|| vec!["policy /p/a.yaml: spec.ingress: unknown field".to_owned()]),
+        datapath: datapath_rx,
+    };
+    admin::metrics::register_mesh(&state).unwrap();
+    admin::metrics::register_drops(&state.registry, || {
+        let (reason, direction) = ("Policy denied", Direction::Ingress);
+        vec![DropCount {
+            reason,
+            direction,
+            packets: 7,
+        }]
+    })
+    .unwrap();
+    (state, (endpoints, datapath))
+}
+
+impl Agent {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let guard = runtime.enter();
+        let dir = tempfile::tempdir().unwrap();
+        let readiness = Readiness::new();
+        let pending = Some(readiness.pending("peer/cluster3"));
+        let (state, senders) = state(readiness);
+        let drops = state.drops.clone();
+        let any = "127.0.0.1:0".parse().ok();
+        let path = dir.path().join("a.sock");
+        let listen = Listen {
+            socket_path: path.clone(),
+            prometheus: any,
+            health: any,
+        };
+        let tasks = Tasks::new();
+        // A stale socket: its listener is gone, its file is not.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let bound = admin::start(&tasks, &listen, state).unwrap();
+        drop(guard);
+        Self {
+            runtime,
+            tasks,
+            dir,
+            bound,
+            drops,
+            pending,
+            _senders: senders,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("a.sock")
+    }
+
+    /// What the command prints.
+    fn says(&self, words: &str) -> String {
+        let (result, output) = run_words(words, &self.path());
+        assert_eq!(result.unwrap(), ExitCode::SUCCESS, "{words}");
+        output
+    }
+}
+
+fn run_words(words: &str, socket: &Path) -> (Result<ExitCode, Error>, String) {
+    let socket = format!("--socket-path={}", socket.display());
+    let args = ["tombolo"]
+        .into_iter()
+        .chain(words.split(' '))
+        .chain([socket.as_str()]);
+    let mut out = Vec::new();
+    let result = run(Cli::try_parse_from(args).unwrap(), &mut out);
+    (result, String::from_utf8(out).unwrap())
+}
+
+#[test]
+fn command_line_is_well_formed() {
+    <Cli as clap::CommandFactory>::command().debug_assert();
+    let help = <Cli as clap::CommandFactory>::command()
+        .render_help()
+        .to_string();
+    assert!(help.starts_with("Joins clusters"), "{help}");
+}
+
+#[test]
+fn tables_are_as_in_cilium() {
+    let agent = Agent::start();
+    assert_eq!(
+        agent.says("node list"),
+        "\
+Name             IPv4 Address   Endpoint CIDR   IPv6 Address   Endpoint CIDR   Source
+cluster1/node1   10.0.1.1       10.61.0.0/24                                   local
+cluster2/node2   10.0.2.1       10.62.0.0/24                                   clustermesh
+"
+    );
+    assert_eq!(
+        agent.says("identity list app=employee k8s:io.cilium.k8s.policy.cluster=cluster1"),
+        "\
+ID        LABELS
+6619136   k8s:app=employee
+          k8s:io.cilium.k8s.policy.cluster=cluster1
+          k8s:io.kubernetes.pod.namespace=default
+"
+    );
+    let all = agent.says("identity ls");
+    assert!(
+        all.starts_with("ID        LABELS\n1         reserved:host\n"),
+        "{all}"
+    );
+    assert!(all.find("6619136").unwrap() < all.find("6684673").unwrap());
+    assert!(!all.contains("\n0 "), "0 is nobody's identity");
+    assert_eq!(
+        agent.says("identity get 2"),
+        "ID   LABELS\n2    reserved:world\n"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&agent.says("identity get 6684673 -o json")).unwrap();
+    assert_eq!(json["cluster"], "cluster2");
+    assert_eq!(
+        agent.says("ip list"),
+        "\
+IP PREFIX/ADDRESS   IDENTITY   CLUSTER ID
+10.62.0.9           6684673    102
+"
+    );
+    assert_eq!(
+        agent.says("endpoint list"),
+        "\
+ENDPOINT   IDENTITY   POD                    LABELS (source:key[=value])                 IPv6      IPv4        INTERFACE
+3833       6619136    default/protected-db   k8s:app=db                                  fd00::2   10.61.0.2   not enforced
+                                             k8s:io.cilium.k8s.policy.cluster=cluster1
+"
+    );
+}
+
+#[test]
+fn status_has_the_mesh_block_of_cilium() {
+    let agent = Agent::start();
+    let text = agent.says("status --verbose");
+    let block = "\
+ClusterMesh:            1/2 clusters ready, 3 global-services
+   cluster2: ready, 1 nodes, 0 endpoints, 0 identities, 3 services, 0 failures (last: never)
+   └  etcd: 1/1 connected, has-quorum=true, ID: cdbc8223a1135072
+   └  remote configuration: expected=true, retrieved=true, cluster-id=102, kvstoremesh=false, sync-canaries=true
+   └  synchronization status: nodes=true, endpoints=true, identities=true, services=true
+   cluster3: not-ready, 0 nodes, 0 endpoints, 0 identities, 0 services, 4 failures (last: ";
+    assert!(text.contains(block), "{text}");
+    let rest = " ago)
+   └  Waiting for initial connection to be established
+   └  remote configuration: expected=true, retrieved=false
+   └  synchronization status: nodes=false, endpoints=false, identities=false, services=false
+Errors:                 1
+   policy /p/a.yaml: spec.ingress: unknown field
+Rejected:               2 entries of peers
+   cluster2: identity-range: 2
+";
+    assert!(text.ends_with(rest), "{text}");
+    let head = "Cluster:                cluster1 (id 101), node node1\n";
+    assert!(text.starts_with(head), "{text}");
+    assert!(
+        text.contains("Ready:                  no, waiting for: peer/cluster3\n"),
+        "{text}"
+    );
+    let not_enforced = "1 not enforced (no interface known): default/protected-db\n";
+    assert!(text.contains(not_enforced), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&agent.says("status -o json")).unwrap();
+    assert_eq!(
+        json["cluster-mesh"]["clusters"][0]["num-shared-services"],
+        3
+    );
+    assert_eq!(json["datapath"]["endpoints"], 1);
+}
+
+#[test]
+fn drops_are_printed_in_the_guides_shape() {
+    let line = |event: DropEvent| print::monitor_line(&wire::MonitorLine::Drop((&event).into()));
+    assert_eq!(
+        line(drop_event()),
+        "xx drop (Policy denied) flow 0x28c644b8 to endpoint 3833, ifindex 5, \
+         identity 38354->6587186: 10.1.0.3:42728 -> 10.1.0.2:6379 tcp SYN"
+    );
+    let egress = DropEvent {
+        reason: "Invalid source ip",
+        direction: Direction::Egress,
+        source: "fd00::1".parse().unwrap(),
+        protocol: 58,
+        source_port: 0,
+        destination_port: 0,
+        ..drop_event()
+    };
+    assert_eq!(
+        line(egress),
+        "xx drop (Invalid source ip) flow 0x28c644b8 from endpoint 3833, ifindex 5, \
+         identity 38354->6587186: fd00::1 -> 10.1.0.2 icmpv6"
+    );
+    assert!(
+        line(DropEvent {
+            tcp_flags: 0x12,
+            ..drop_event()
+        })
+        .ends_with("tcp SYN, ACK")
+    );
+}
+
+#[test]
+fn monitor_streams_drops_and_says_what_it_lost() {
+    let agent = Agent::start();
+    agent.runtime.block_on(async {
+        let client = client::Client::new(agent.path());
+        let mut lines = client.lines("/v1/monitor").await.unwrap();
+        assert_eq!(
+            agent.drops.receiver_count(),
+            1,
+            "subscribed before the answer begins"
+        );
+        agent.drops.send(drop_event()).unwrap();
+        let line = lines.next().await.unwrap().unwrap();
+        let expected = wire::MonitorLine::Drop((&drop_event()).into());
+        assert_eq!(
+            serde_json::from_str::<wire::MonitorLine>(&line).unwrap(),
+            expected
+        );
+        // More than socket buffers and channel hold: every event is either sent or counted.
+        let mut owed = 20_000;
+        for _ in 0..owed {
+            agent.drops.send(drop_event()).unwrap();
+        }
+        let mut lost = 0;
+        while owed > 0 {
+            let line = lines.next().await.unwrap().unwrap();
+            match serde_json::from_str(&line).unwrap() {
+                wire::MonitorLine::Drop(_) => owed -= 1,
+                wire::MonitorLine::Lost { count } => {
+                    owed -= count;
+                    lost += count;
+                }
+            }
+        }
+        assert!(lost > 0);
+        // Shutdown ends the stream, else the server would wait for its reader.
+        agent.tasks.shutdown();
+        assert_eq!(lines.next().await.unwrap(), None);
+    });
+}
+
+#[test]
+fn health_follows_readiness() {
+    let mut agent = Agent::start();
+    let (result, text) = run_words("health", &agent.path());
+    assert_eq!(result.unwrap(), ExitCode::FAILURE);
+    assert_eq!(text, "NotReady\nwaiting for: peer/cluster3\n");
+    agent.pending = None;
+    assert_eq!(agent.says("health"), "Ready\n");
+}
+
+fn http(addr: std::net::SocketAddr, route: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    write!(
+        stream,
+        "GET {route} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn tcp_has_health_or_metrics_only() {
+    let agent = Agent::start();
+    let (health, metrics) = (agent.bound.health.unwrap(), agent.bound.prometheus.unwrap());
+    assert!(http(health, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(http(health, "/readyz").starts_with("HTTP/1.1 500"));
+    for (addr, route) in [
+        (health, "/v1/status"),
+        (health, "/metrics"),
+        (metrics, "/v1/status"),
+    ] {
+        assert!(http(addr, route).starts_with("HTTP/1.1 404"), "{route}");
+    }
+    let text = http(metrics, "/metrics");
+    let node = "source_cluster=\"cluster1\",source_node_name=\"node1\"";
+    for line in [
+        "# TYPE tombolo_drop_count_total counter".to_owned(),
+        "tombolo_drop_count_total{direction=\"INGRESS\",reason=\"Policy denied\"} 7".to_owned(),
+        format!("tombolo_clustermesh_remote_clusters{{{node}}} 2"),
+        format!(
+            "tombolo_clustermesh_remote_cluster_failures{{{node},target_cluster=\"cluster3\"}} 4"
+        ),
+        "tombolo_rejected_keys_total{reason=\"identity-range\",target_cluster=\"cluster2\"} 2"
+            .to_owned(),
+        "tombolo_mesh_entries{kind=\"services\",target_cluster=\"cluster2\"} 3".to_owned(),
+    ] {
+        assert!(text.contains(&line), "{line}\n{text}");
+    }
+}
+
+#[test]
+fn socket_is_private_and_never_taken_from_a_living_agent() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let agent = Agent::start();
+    let mode = std::fs::metadata(agent.path())
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let start = |socket_path: PathBuf| {
+        let _guard = agent.runtime.enter();
+        let listen = Listen {
+            socket_path,
+            prometheus: None,
+            health: None,
+        };
+        admin::start(&Tasks::new(), &listen, state(Readiness::new()).0).unwrap_err()
+    };
+    assert!(matches!(start(agent.path()), admin::Error::InUse { .. }));
+    let file = agent.dir.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    assert!(matches!(
+        start(file.clone()),
+        admin::Error::NotASocket { .. }
+    ));
+    assert!(matches!(
+        start(file.join("below")),
+        admin::Error::Directory { .. }
+    ));
+    assert!(matches!(
+        start(agent.dir.path().join("x".repeat(300))),
+        admin::Error::Socket { .. }
+    ));
+    assert_eq!(agent.says("version"), "tombolo 0.1.0\n");
+}
+
+#[test]
+fn errors_name_the_next_step() {
+    let (result, _) = run_words("status", Path::new("/nowhere/a.sock"));
+    let error = result.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("connect to the agent at /nowhere/a.sock: No such file"),
+        "{text}"
+    );
+    assert!(text.contains("--socket-path"), "{text}");
+    assert_eq!(error.exit_code(), ExitCode::FAILURE);
+    let agent = Agent::start();
+    let (result, _) = run_words("identity get 77", &agent.path());
+    assert!(
+        result
+            .unwrap_err()
+            .to_string()
+            .contains("tombolo identity list")
+    );
+    let (result, _) = run_words("agent --cluster-id=0 --cluster-name=a", &agent.path());
+    assert_eq!(result.unwrap_err().exit_code(), ExitCode::from(2));
+}
