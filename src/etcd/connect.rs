@@ -117,7 +117,15 @@ impl Client {
         Err(last)
     }
 
-    /// A client over a stream that stands already, for a store in this process. Cancel safe.
+    /// A client over a channel that somebody else made, for a store in this process. Cancel safe.
+    ///
+    /// # Errors
+    /// None without a user name; the type leaves room.
+    pub async fn on_channel(channel: etcd_client::Channel) -> Result<Self, Error> {
+        on_channel(channel, "the own store", None).await
+    }
+
+    /// A client over a stream that stands already, a tunnel or a pipe. Cancel safe.
     ///
     /// # Errors
     /// [`Error::Http`] if the other side does not speak HTTP/2.
@@ -138,7 +146,7 @@ async fn connect_one(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Cl
             source,
         })?;
     let user = options.user.clone();
-    if endpoint.tls.unwrap_or(options.tls.ca.is_some()) {
+    if endpoint.tls.unwrap_or_else(|| options.tls.ca.is_some()) {
         let tls = ClientTls::new(options.tls.clone());
         let stream = tls
             .connect(tcp, &endpoint.host)
@@ -206,12 +214,19 @@ where
         .await
         .map_err(http)?;
 
+    on_channel(etcd_client::Channel::Tonic(channel), address, user).await
+}
+
+async fn on_channel(
+    channel: etcd_client::Channel,
+    address: &str,
+    user: Option<(String, String)>,
+) -> Result<Client, Error> {
     let mut options = etcd_client::ConnectOptions::new().with_require_leader(true);
     if let Some((name, password)) = user {
         options = options.with_user(name, password);
     }
-    let from =
-        etcd_client::Client::from_channel(etcd_client::Channel::Tonic(channel), Some(options));
+    let from = etcd_client::Client::from_channel(channel, Some(options));
     let client = super::call_within("log in to", address, from).await?;
     Ok(Client {
         kv: client
