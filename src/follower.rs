@@ -104,7 +104,10 @@ impl<T: Send> Sink<T> {
     /// # Errors
     /// [`Error::Closed`] if the receiver is gone.
     pub async fn send(&self, message: T) -> Result<(), Error> {
-        self.sender.send(message).await.map_err(|_| Error::Closed)
+        self.sender
+            .send(message)
+            .await
+            .map_err(|_closed| Error::Closed)
     }
 
     async fn events(&self, batch: Vec<KeyEvent>) -> Result<(), Error> {
@@ -155,7 +158,7 @@ pub async fn follow<T: Send>(
         async move {
             gate.wait_for(|open: &Vec<Kind>| open.contains(kind))
                 .await
-                .map_err(|_| Error::Closed)?;
+                .map_err(|_closed| Error::Closed)?;
             follow_kind(client, subject, *kind, sink, listed).await
         }
     }));

@@ -46,7 +46,7 @@ impl CommonName {
     /// [`Error::CommonName`] if the certificate cannot be parsed or has none or several.
     pub fn from_certificate(certificate: &[u8]) -> Result<Self, Error> {
         let (_, parsed) =
-            x509_parser::parse_x509_certificate(certificate).map_err(|_| Error::CommonName)?;
+            x509_parser::parse_x509_certificate(certificate).map_err(|_cause| Error::CommonName)?;
         let mut names = parsed.subject().iter_common_name();
         let (Some(name), None) = (names.next(), names.next()) else {
             return Err(Error::CommonName);
@@ -180,7 +180,7 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 }
 
 fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, Error> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|_| Error::Pem {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_cause| Error::Pem {
         path: path.to_owned(),
         what: "private key",
     })

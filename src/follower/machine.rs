@@ -89,7 +89,7 @@ mod tests {
             value: Bytes::from_static(b"v"),
             revision: 4,
         };
-        assert_eq!(machine.page(page), [upsert.clone()]);
+        assert_eq!(machine.page(page), std::slice::from_ref(&upsert));
         let delete = |key: &'static str| Event::Delete {
             key: Bytes::from_static(key.as_bytes()),
         };

@@ -1,5 +1,9 @@
 //! One peer's life: sessions with backoff while its file is there, withdrawal when it goes.
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -32,9 +36,9 @@ pub(super) async fn run(mut context: Context, mut desired: watch::Receiver<Desir
             }
             Desired::Running(file) => {
                 let (path, file) = &*file;
-                context
-                    .shared
-                    .update(&context.name, |status| status.config_path.clone_from(path));
+                context.shared.update(&context.name, |status| {
+                    path.clone_into(&mut status.config_path)
+                });
                 tokio::select! {
                     biased;
                     changed = desired.changed() => {
@@ -72,12 +76,13 @@ async fn remove(context: &mut Context) {
 }
 
 /// Session after session; ends only if the mesh is gone.
-async fn sessions(context: &mut Context, path: &PathBuf, file: &ConfigFile) {
+async fn sessions(context: &mut Context, path: &Path, file: &ConfigFile) {
     let mut backoff = Backoff::default();
     let mut said = None;
     loop {
         let mut accepted = false;
-        let result = context.session(path, file, || accepted = true).await;
+        // On the heap: a session's future is large and lives long.
+        let result = Box::pin(context.session(path, file, || accepted = true)).await;
         let Err(error) = result;
         if error.is_closed() {
             return;
@@ -121,7 +126,7 @@ fn missing(context: &Context, error: &Error, said: &mut Option<String>) {
 /// Counts a failure; logs it only if it is another one than the last.
 fn failed(
     context: &Context,
-    path: &PathBuf,
+    path: &Path,
     error: &Error,
     accepted: bool,
     said: &mut Option<String>,

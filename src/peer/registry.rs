@@ -227,7 +227,7 @@ impl Run {
         }
     }
 
-    fn remove(&mut self, name: &ClusterName) {
+    fn remove(&self, name: &ClusterName) {
         tracing::info!(clusterName = %name, "Remote cluster configuration removed");
         match self.actors.get(name) {
             Some(actor) => {

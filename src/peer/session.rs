@@ -1,5 +1,5 @@
 //! One connection to one peer, from dialling to its end.
-use std::{convert::Infallible, path::PathBuf, sync::Arc};
+use std::{convert::Infallible, path::Path, sync::Arc};
 
 use tokio::time::{Instant, sleep};
 
@@ -75,7 +75,7 @@ impl Context {
     /// Runs until the connection fails. Calls `accepted` once the peer's configuration is accepted.
     pub(super) async fn session(
         &mut self,
-        path: &PathBuf,
+        path: &Path,
         file: &ConfigFile,
         accepted: impl FnOnce(),
     ) -> Result<Infallible, Error> {
@@ -111,7 +111,7 @@ impl Context {
     }
 
     /// Reads the heartbeat, which pins the etcd cluster; returns the revision behind it.
-    async fn establish(&self, client: &Client, path: &PathBuf) -> Result<i64, Error> {
+    async fn establish(&self, client: &Client, path: &Path) -> Result<i64, Error> {
         let mut list = client.list(keyspace::HEARTBEAT);
         let mut after = 0;
         while let Some(page) = list.page().await.map_err(Error::Etcd)? {

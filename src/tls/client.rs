@@ -64,14 +64,15 @@ impl ClientTls {
     /// [`Error::Missing`] if a file does not exist yet; [`Error::Connect`] if the handshake fails.
     pub async fn connect(&self, tcp: TcpStream, host: &str) -> Result<ClientStream, Error> {
         let name = self.options.server_name.as_deref().unwrap_or(host);
-        let server_name = ServerName::try_from(name.to_owned()).map_err(|_| Error::ServerName {
-            host: name.to_owned(),
-        })?;
+        let server_name =
+            ServerName::try_from(name.to_owned()).map_err(|_cause| Error::ServerName {
+                host: name.to_owned(),
+            })?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(self.config()?));
         let handshake = connector.connect(server_name, tcp);
         tokio::time::timeout(limits::TLS_HANDSHAKE_TIMEOUT, handshake)
             .await
-            .map_err(|_| Error::Timeout)?
+            .map_err(|_elapsed| Error::Timeout)?
             .map_err(|source| Error::Connect {
                 host: host.to_owned(),
                 source,

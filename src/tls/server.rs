@@ -127,7 +127,7 @@ impl ServerTls {
 async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, Error> {
     tokio::time::timeout(limit, future)
         .await
-        .map_err(|_| Error::Timeout)
+        .map_err(|_elapsed| Error::Timeout)
 }
 
 fn read_all(paths: &Paths) -> Result<[Vec<u8>; 3], Error> {

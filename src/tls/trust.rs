@@ -111,7 +111,7 @@ impl ClientCertVerifier for ClientTrust {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let name = CommonName::from_certificate(end_entity).map_err(|_| {
+        let name = CommonName::from_certificate(end_entity).map_err(|_cause| {
             rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding)
         })?;
         let state = self.state.load();
