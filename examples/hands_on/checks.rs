@@ -184,7 +184,15 @@ pub(crate) fn check_arrivals(visits: &[Visit], syns: &Syns) -> Result<()> {
     Ok(())
 }
 
-/// One line of `tombolo monitor --type drop -o json`; the fields that the story judges.
+/// One line of `tombolo monitor --type drop -o json`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum MonitorLine {
+    Drop(Drop),
+    Lost { count: u64 },
+}
+
+/// A drop event; the fields that the story judges.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Drop {
     pub(crate) reason: String,
@@ -200,16 +208,14 @@ pub(crate) struct Drop {
 }
 
 impl Drop {
-    /// Reads all lines of a monitor.
+    /// Reads all lines of a monitor; one that lost events proves nothing and is an error.
     pub(crate) fn read(lines: &[String]) -> Result<Vec<Self>> {
-        let read = |line: &String| {
-            serde_json::from_str(line).with_context(|| format!("read a drop event {line}"))
+        let read = |line: &String| match serde_json::from_str(line) {
+            Ok(MonitorLine::Drop(drop)) => Ok(drop),
+            Ok(MonitorLine::Lost { count }) => bail!("the monitor lost {count} events"),
+            Err(error) => Err(error).with_context(|| format!("read a drop event {line}")),
         };
-        lines
-            .iter()
-            .filter(|line| line.starts_with('{'))
-            .map(read)
-            .collect()
+        lines.iter().map(read).collect()
     }
 
     /// Is this the drop of the SYN that `visit` sent from `port` to the database?
