@@ -307,3 +307,29 @@ pub(crate) fn check_rate(visit: &Visit, marks_ms: &[u64], least: u64) -> Result<
     }
     Ok(())
 }
+
+/// What the policy says: employees in, strangers out.
+pub(crate) fn expect_policy(visit: &Visit) -> Result<()> {
+    visit.expect(if visit.allowed {
+        &Cell::Pong
+    } else {
+        &Cell::TimedOut
+    })
+}
+
+/// Who reached the database, in one or two columns.
+pub(crate) fn table(first: &[Visit], second: Option<&[Visit]>) {
+    let header = second.map_or(["got", ""], |_| ["before", "after"]);
+    println!("{:<34} {:<12} {}", "Client", header[0], header[1]);
+    for (index, visit) in first.iter().enumerate() {
+        let after = second
+            .and_then(|s| s.get(index))
+            .map(|v| v.cell().to_string());
+        let cell = visit.cell().to_string();
+        println!(
+            "{:<34} {cell:<12} {}",
+            visit.name(),
+            after.unwrap_or_default()
+        );
+    }
+}

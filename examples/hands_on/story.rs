@@ -15,7 +15,7 @@ use crate::{
     agents::{Programs, agent, log, socket, tail},
     checks::{
         Cell, Drop, Visit, attempts, captured, check_arrivals, check_rate, check_refusals, clients,
-        visit,
+        expect_policy, table, visit,
     },
     traffic::Held,
     world::{DATABASE, Invitation, Site, build, policy},
@@ -563,31 +563,5 @@ impl Story {
             }
         }
         println!("To end it: the same command with --clean, or any new run.");
-    }
-}
-
-/// What the policy says: employees in, strangers out.
-fn expect_policy(visit: &Visit) -> Result<()> {
-    visit.expect(if visit.allowed {
-        &Cell::Pong
-    } else {
-        &Cell::TimedOut
-    })
-}
-
-/// Who reached the database, in one or two columns.
-fn table(first: &[Visit], second: Option<&[Visit]>) {
-    let header = second.map_or(["got", ""], |_| ["before", "after"]);
-    println!("{:<34} {:<12} {}", "Client", header[0], header[1]);
-    for (index, visit) in first.iter().enumerate() {
-        let after = second
-            .and_then(|s| s.get(index))
-            .map(|v| v.cell().to_string());
-        let cell = visit.cell().to_string();
-        println!(
-            "{:<34} {cell:<12} {}",
-            visit.name(),
-            after.unwrap_or_default()
-        );
     }
 }
