@@ -1,8 +1,6 @@
 # shellcheck shell=bash
 # What the scripts share. Source it after strict mode is on.
 
-root_dir="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-
 # Prints a command, then runs it.
 run() {
     printf '+ %s\n' "$*" >&2

@@ -184,7 +184,15 @@ pub(crate) fn check_arrivals(visits: &[Visit], syns: &Syns) -> Result<()> {
     Ok(())
 }
 
-/// One line of `tombolo monitor --type drop -o json`; the fields that the story judges.
+/// One line of `tombolo monitor --type drop -o json`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum MonitorLine {
+    Drop(Drop),
+    Lost { count: u64 },
+}
+
+/// A drop event; the fields that the story judges.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Drop {
     pub(crate) reason: String,
@@ -200,16 +208,14 @@ pub(crate) struct Drop {
 }
 
 impl Drop {
-    /// Reads all lines of a monitor.
+    /// Reads all lines of a monitor; one that lost events proves nothing and is an error.
     pub(crate) fn read(lines: &[String]) -> Result<Vec<Self>> {
-        let read = |line: &String| {
-            serde_json::from_str(line).with_context(|| format!("read a drop event {line}"))
+        let read = |line: &String| match serde_json::from_str(line) {
+            Ok(MonitorLine::Drop(drop)) => Ok(drop),
+            Ok(MonitorLine::Lost { count }) => bail!("the monitor lost {count} events"),
+            Err(error) => Err(error).with_context(|| format!("read a drop event {line}")),
         };
-        lines
-            .iter()
-            .filter(|line| line.starts_with('{'))
-            .map(read)
-            .collect()
+        lines.iter().map(read).collect()
     }
 
     /// Is this the drop of the SYN that `visit` sent from `port` to the database?
@@ -300,4 +306,30 @@ pub(crate) fn check_rate(visit: &Visit, marks_ms: &[u64], least: u64) -> Result<
         );
     }
     Ok(())
+}
+
+/// What the policy says: employees in, strangers out.
+pub(crate) fn expect_policy(visit: &Visit) -> Result<()> {
+    visit.expect(if visit.allowed {
+        &Cell::Pong
+    } else {
+        &Cell::TimedOut
+    })
+}
+
+/// Who reached the database, in one or two columns.
+pub(crate) fn table(first: &[Visit], second: Option<&[Visit]>) {
+    let header = second.map_or(["got", ""], |_| ["before", "after"]);
+    println!("{:<34} {:<12} {}", "Client", header[0], header[1]);
+    for (index, visit) in first.iter().enumerate() {
+        let after = second
+            .and_then(|s| s.get(index))
+            .map(|v| v.cell().to_string());
+        let cell = visit.cell().to_string();
+        println!(
+            "{:<34} {cell:<12} {}",
+            visit.name(),
+            after.unwrap_or_default()
+        );
+    }
 }

@@ -4,7 +4,7 @@
 //! The program is also its own traffic: `client`, `hold`, `capture` and `get` run inside pods and
 //! hosts, started by the story.
 #![expect(clippy::print_stdout, reason = "the story is told on standard output")]
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -90,7 +90,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("error: {error:#}");
+            // Whoever read our output may be gone; that must not hide the exit code.
+            drop(writeln!(std::io::stderr(), "error: {error:#}"));
             ExitCode::FAILURE
         }
     }

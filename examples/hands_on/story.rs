@@ -15,7 +15,7 @@ use crate::{
     agents::{Programs, agent, log, socket, tail},
     checks::{
         Cell, Drop, Visit, attempts, captured, check_arrivals, check_rate, check_refusals, clients,
-        visit,
+        expect_policy, table, visit,
     },
     traffic::Held,
     world::{DATABASE, Invitation, Site, build, policy},
@@ -60,6 +60,7 @@ pub(crate) fn play(options: &Options) -> ExitCode {
         }),
     };
     match result {
+        Ok(()) if options.clean => ExitCode::SUCCESS,
         Ok(()) => {
             println!("\nOK: every cell is as it should be");
             ExitCode::SUCCESS
@@ -131,6 +132,7 @@ impl Story {
         table(&before, None);
         before.iter().try_for_each(|v| v.expect(&Cell::Pong))?;
 
+        self.begin("the policy is dropped in");
         let right = self.fault != Some(Fault::WrongLabel);
         let employee = if right { "employee" } else { "employe" };
         let settled = self.policy_settles(&policy(false, employee))?;
@@ -478,7 +480,7 @@ impl Story {
             "expected the cut within {CUT_OFF_MS_MAX} ms, got {took} ms"
         );
         ensure!(
-            last_ms + 20 >= removed,
+            last_ms + 200 >= removed,
             "the connection fell silent before the file went"
         );
         let visits = visit(&self.programs, &self.sites, 20, 5)?;
@@ -503,8 +505,8 @@ impl Story {
         Ok(())
     }
 
-    /// The fault: without its links the policy is only a file. The agent is killed, too, because it
-    /// may hold the links open.
+    /// The fault: without its links the policy only fills maps. The agent is killed, too, so that it
+    /// neither holds the links open nor makes new ones; that alone would leave all enforced.
     fn detach_links(&mut self) -> Result<()> {
         let site = &self.sites[0];
         let interface = &site.workload(DATABASE)?.pod.interface;
@@ -515,16 +517,16 @@ impl Story {
         let found = site
             .host
             .namespace
-            .shell("find /sys/fs/bpf -type f -path '*link*'")?;
-        let index = index.trim();
-        let of_database = |path: &&str| {
-            let words = path.split(|c: char| !c.is_ascii_alphanumeric());
-            path.contains(interface.as_str()) || words.clone().any(|word| word == index)
-        };
-        let pins: Vec<_> = found.lines().filter(of_database).collect();
+            .shell("find /sys/fs/bpf -path '*/links/*'")?;
+        // A link is pinned as INTERFACE_INDEX-DIRECTION.
+        let prefix = format!("/{}-", index.trim());
+        let pins: Vec<_> = found
+            .lines()
+            .filter(|path| path.contains(&prefix))
+            .collect();
         ensure!(
             !pins.is_empty(),
-            "no pinned link of {interface} ({index}) among\n{found}"
+            "no pinned link of {interface} ({prefix}) among\n{found}"
         );
         println!("fault: removing {}", pins.join(" "));
         site.host
@@ -562,31 +564,5 @@ impl Story {
             }
         }
         println!("To end it: the same command with --clean, or any new run.");
-    }
-}
-
-/// What the policy says: employees in, strangers out.
-fn expect_policy(visit: &Visit) -> Result<()> {
-    visit.expect(if visit.allowed {
-        &Cell::Pong
-    } else {
-        &Cell::TimedOut
-    })
-}
-
-/// Who reached the database, in one or two columns.
-fn table(first: &[Visit], second: Option<&[Visit]>) {
-    let header = second.map_or(["got", ""], |_| ["before", "after"]);
-    println!("{:<34} {:<12} {}", "Client", header[0], header[1]);
-    for (index, visit) in first.iter().enumerate() {
-        let after = second
-            .and_then(|s| s.get(index))
-            .map(|v| v.cell().to_string());
-        let cell = visit.cell().to_string();
-        println!(
-            "{:<34} {cell:<12} {}",
-            visit.name(),
-            after.unwrap_or_default()
-        );
     }
 }

@@ -37,10 +37,10 @@ const HOST_KEEPER: &str = "mount -t bpf bpf /sys/fs/bpf && exec 3>&1 >/dev/null 
     && echo 1 > /proc/sys/net/ipv4/ip_forward && echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter \
     && echo 0 > /proc/sys/net/ipv4/conf/default/rp_filter \
     && { echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6 || true; } 2>/dev/null \
-    && echo ready >&3 && exec 3>&- sleep infinity";
+    && echo ready >&3 && exec sleep infinity 3>&- 2>&1";
 const POD_KEEPER: &str = "exec 3>&1 >/dev/null; ip link set lo up \
     && { echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6 || true; } 2>/dev/null \
-    && echo ready >&3 && exec 3>&- sleep infinity";
+    && echo ready >&3 && exec sleep infinity 3>&- 2>&1";
 
 /// A set of namespaces, and everything that was started in them.
 #[derive(Debug)]
@@ -383,4 +383,52 @@ fn start_time(pid: u32) -> Option<u64> {
         return None;
     }
     fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_not_ours_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("thesis.tex"), "years of work").unwrap();
+        end_leftovers(temp.path()).unwrap_err();
+        assert!(temp.path().join("thesis.tex").exists());
+    }
+
+    #[test]
+    fn leftovers_are_ended_by_pid_and_start_time() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("lab");
+        fs::create_dir(&dir).unwrap();
+        let sleep = || Command::new("sleep").arg("60").spawn().unwrap();
+        let (mut ours, mut reused) = (sleep(), sleep());
+        let (one, two) = (ours.id(), reused.id());
+        let started = start_time(one).unwrap();
+        // The second entry tells of an older process that had the same number.
+        fs::write(
+            dir.join(PROCESSES),
+            format!("{one} {started} a\n{two} 1 b\n"),
+        )
+        .unwrap();
+        end_leftovers(&dir).unwrap();
+        assert!(!ours.wait().unwrap().success());
+        assert!(
+            reused.try_wait().unwrap().is_none(),
+            "a stranger's process was killed"
+        );
+        assert!(!dir.exists());
+        reused.kill().unwrap();
+        reused.wait().unwrap();
+    }
+
+    #[test]
+    fn a_hung_command_is_killed() {
+        let error = run(Command::new("sleep").arg("60"), Duration::from_millis(50)).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("did not end in time"),
+            "{error:#}"
+        );
+    }
 }
