@@ -87,7 +87,7 @@ proptest! {
             if keys != *model.last().unwrap() {
                 model.push(keys);
             }
-            prop_assert_eq!(store.revision() as usize, model.len() - 1);
+            prop_assert_eq!(usize::try_from(store.revision()).unwrap(), model.len() - 1);
         }
         let compact = compact.min(model.len() - 1).max(1);
         store.compact(compact as i64).unwrap();
