@@ -481,35 +481,6 @@ async fn a_stop_withdraws_nothing_but_the_lease_ends_it() {
     assert!(store.get(b"cilium/state/ip/v1/default/10.0.0.1").is_none());
 }
 
-#[test]
-fn a_lost_lease_is_replaced_and_its_keys_are_written_again() {
-    let (store, start) = (store(1), Instant::now());
-    let mut writer = Writer::new(store.clone(), start).unwrap();
-    writer.put("a".to_owned(), b"1".to_vec(), start).unwrap();
-    writer.put("b".to_owned(), b"2".to_vec(), start).unwrap();
-    writer.delete("b");
-    // Kept alive past its life.
-    for minutes in (5..60).step_by(5) {
-        let then = start + Duration::from_secs(minutes * 60);
-        writer.keep_alive(then).unwrap();
-        assert_eq!(store.expire(then), 0);
-    }
-    let lease = store.get(b"a").unwrap().lease;
-    store.lease_revoke(lease).unwrap();
-    assert!(store.get(b"a").is_none());
-    writer.keep_alive(start).unwrap();
-    let again = store.get(b"a").unwrap();
-    assert!(again.value == "1" && again.lease != lease && store.get(b"b").is_none());
-    // A write notices the loss as well.
-    store.lease_revoke(again.lease).unwrap();
-    writer.put("c".to_owned(), b"3".to_vec(), start).unwrap();
-    assert!(store.get(b"a").is_some() && store.get(b"c").is_some());
-    // Keys of others are left alone.
-    store.put("z".into(), "9".into(), 0).unwrap();
-    writer.delete("z");
-    assert!(store.get(b"z").is_some());
-}
-
 #[tokio::test]
 async fn a_released_number_rests_before_it_is_free() {
     let dir = tempfile::tempdir().unwrap();

@@ -199,3 +199,44 @@ fn grant(store: &Store, now: Instant) -> Result<i64, Error> {
 fn lossy(key: &[u8]) -> String {
     String::from_utf8_lossy(key).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Options;
+
+    #[test]
+    fn a_lost_lease_is_replaced_and_its_keys_are_written_again() {
+        let (store, start) = (
+            Store::new(Options {
+                cluster_id: 1,
+                history_max: 100,
+            }),
+            Instant::now(),
+        );
+        let mut writer = Writer::new(store.clone(), start).unwrap();
+        writer.put("a".to_owned(), b"1".to_vec(), start).unwrap();
+        writer.put("b".to_owned(), b"2".to_vec(), start).unwrap();
+        writer.delete("b");
+        // Kept alive past its life.
+        for minutes in (5..60).step_by(5) {
+            let then = start + Duration::from_secs(minutes * 60);
+            writer.keep_alive(then).unwrap();
+            assert_eq!(store.expire(then), 0);
+        }
+        let lease = store.get(b"a").unwrap().lease;
+        store.lease_revoke(lease).unwrap();
+        assert!(store.get(b"a").is_none());
+        writer.keep_alive(start).unwrap();
+        let again = store.get(b"a").unwrap();
+        assert!(again.value == "1" && again.lease != lease && store.get(b"b").is_none());
+        // A write notices the loss as well.
+        store.lease_revoke(again.lease).unwrap();
+        writer.put("c".to_owned(), b"3".to_vec(), start).unwrap();
+        assert!(store.get(b"a").is_some() && store.get(b"c").is_some());
+        // Keys of others are left alone.
+        store.put("z".into(), "9".into(), 0).unwrap();
+        writer.delete("z");
+        assert!(store.get(b"z").is_some());
+    }
+}
