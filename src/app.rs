@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     enforcer::{self, Change},
     lifecycle::{Readiness, Tasks, stop_on_signal},
-    limits::{DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, STORE_HISTORY_MAX},
+    limits::{DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, STORE_HISTORY_EVENTS_MAX},
     mesh::{self, Mesh},
     netdev::Netdev,
     peer,
@@ -36,8 +36,6 @@ mod own;
 
 /// How long tasks may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// How often a store looks for expired leases; etcd's own resolution is half a second.
-const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -53,7 +51,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     runtime.block_on(async {
         let started = start(&tasks, config).await;
         match started {
-            Ok(()) => stop_on_signal(tasks.token()).await.context("listen for signals")?,
+            Ok(()) => stop_on_signal(tasks.token())
+                .await
+                .context("listen for signals")?,
             Err(_) => tasks.shutdown(),
         }
         let finished = tasks.finish(STOP_DEADLINE).await;
@@ -82,8 +82,11 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     .context("load the server's certificates; make them with `tombolo certs init`")?;
     let listener = bind(config.listen).await?;
 
-    let keyspaces =
-        serve::Keyspaces { cluster: new_store(), export: new_store(), cache: new_store() };
+    let keyspaces = serve::Keyspaces {
+        cluster: new_store(),
+        export: new_store(),
+        cache: new_store(),
+    };
     spawn_serve(tasks, listener, &server_tls, &keyspaces, &config);
 
     let options = enforcer::Options {
@@ -114,8 +117,15 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     });
 
     let (endpoint_events, endpoint_receiver) = mpsc::channel(ENDPOINT_EVENTS_MAX);
-    let source_status = spawn_source(tasks, &config, &keyspaces, &readiness, &join, endpoint_events)
-        .await?;
+    let source_status = spawn_source(
+        tasks,
+        &config,
+        &keyspaces,
+        &readiness,
+        &join,
+        endpoint_events,
+    )
+    .await?;
     let (policies, policy_events, policy_status) = policy_directory(&config);
     if let Some(policies) = policies {
         let cancel = tasks.token();
@@ -173,13 +183,18 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("bind --listen {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("bind --listen {address}"))
 }
 
 /// Revisions mean something only together with the store's id, so each start has a new one.
 fn new_store() -> Store {
     let cluster_id = rand::random::<u64>() | 1;
-    Store::new(store::Options { cluster_id, history_max: STORE_HISTORY_MAX })
+    Store::new(store::Options {
+        cluster_id,
+        history_max: STORE_HISTORY_EVENTS_MAX,
+    })
 }
 
 fn spawn_serve(
@@ -207,21 +222,13 @@ fn spawn_serve(
         };
         Ok(serve::run(listener, accept, served, name, cancel).await?)
     });
-    let (cancel, stores) = (tasks.token(), keyspaces.clone());
-    tasks.spawn("lease-expiry", async move {
-        let mut tick = tokio::time::interval(EXPIRY_INTERVAL);
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
-                _ = tick.tick() => {
-                    let now = std::time::Instant::now();
-                    for store in [&stores.cluster, &stores.export, &stores.cache] {
-                        store.expire(now);
-                    }
-                }
-            }
-        }
-    });
+    for store in [&keyspaces.cluster, &keyspaces.export, &keyspaces.cache] {
+        let (cancel, store) = (tasks.token(), store.clone());
+        tasks.spawn("lease-expiry", async move {
+            serve::store_expiry(store, cancel).await;
+            Ok(())
+        });
+    }
 }
 
 /// Source, publisher, export, and then the own cluster as a member of the mesh.
@@ -260,20 +267,34 @@ async fn spawn_source(
         }
         None => {
             // Nothing local: the publisher still has to hear that this is all there is.
-            events.send(crate::source::LocalEvent::Synced).await.context("publish")?;
+            events
+                .send(crate::source::LocalEvent::Synced)
+                .await
+                .context("publish")?;
             None
         }
     };
     let cancel = tasks.token();
-    tasks.spawn("publish", async move { Ok(publisher.run(receiver, endpoint_events, cancel).await?) });
-    let projection =
-        Projection::new(options, keyspaces.cluster.clone(), keyspaces.export.clone(), clock);
+    tasks.spawn("publish", async move {
+        Ok(publisher.run(receiver, endpoint_events, cancel).await?)
+    });
+    let projection = Projection::new(
+        options,
+        keyspaces.cluster.clone(),
+        keyspaces.export.clone(),
+        clock,
+    );
     let (cancel, published) = (tasks.token(), synced.clone());
-    tasks.spawn("export", async move { Ok(projection.run(published, cancel).await?) });
+    tasks.spawn("export", async move {
+        Ok(projection.run(published, cancel).await?)
+    });
 
     let token = readiness.pending("source");
-    let (store, name, id) =
-        (keyspaces.cluster.clone(), config.cluster_name.clone(), config.cluster_id);
+    let (store, name, id) = (
+        keyspaces.cluster.clone(),
+        config.cluster_name.clone(),
+        config.cluster_id,
+    );
     let (cancel, join, mut synced) = (tasks.token(), join.clone(), synced);
     tasks.spawn("own-cluster", async move {
         tokio::select! {
@@ -292,7 +313,11 @@ type PolicyStatus = watch::Receiver<Arc<policy::directory::Status>>;
 /// Without a policy directory there are no policies, which is said at once.
 fn policy_directory(
     config: &Config,
-) -> (Option<Directory>, mpsc::Receiver<policy::directory::PolicyEvent>, Option<PolicyStatus>) {
+) -> (
+    Option<Directory>,
+    mpsc::Receiver<policy::directory::PolicyEvent>,
+    Option<PolicyStatus>,
+) {
     match &config.policy_dir {
         Some(dir) => {
             let (directory, events, status) = Directory::new(dir.clone());
@@ -348,7 +373,11 @@ fn spawn_members_known(
             if !registry.scanned() {
                 continue;
             }
-            let ids = registry.statuses().iter().map(|s| s.config.map(|c| c.cluster_id)).collect();
+            let ids = registry
+                .statuses()
+                .iter()
+                .map(|s| s.config.map(|c| c.cluster_id))
+                .collect();
             if let Some::<Vec<_>>(mut ids) = ids {
                 ids.push(own);
                 changes.send(Change::Members(ids)).await?;
@@ -365,7 +394,12 @@ fn standing_errors(
     let mut errors = Vec::new();
     if let Some(source) = source {
         let status = source.borrow();
-        errors.extend(status.errors.iter().map(|e| format!("{}:{}: {}", e.file, e.line, e.message)));
+        errors.extend(
+            status
+                .errors
+                .iter()
+                .map(|e| format!("{}:{}: {}", e.file, e.line, e.message)),
+        );
     }
     if let Some(policy) = policy {
         let status = policy.borrow();
@@ -394,9 +428,8 @@ fn datapath_status(
     tasks: &Tasks,
     mut status: watch::Receiver<enforcer::Status>,
 ) -> watch::Receiver<serde_json::Value> {
-    let json = |status: &enforcer::Status| {
-        serde_json::to_value(status).unwrap_or(serde_json::Value::Null)
-    };
+    let json =
+        |status: &enforcer::Status| serde_json::to_value(status).unwrap_or(serde_json::Value::Null);
     let (sender, receiver) = watch::channel(json(&status.borrow()));
     let cancel = tasks.token();
     tasks.spawn("datapath-status", async move {

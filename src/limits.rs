@@ -6,8 +6,6 @@ use std::time::Duration;
 pub const VALUE_BYTES_MAX: usize = 1_572_864;
 
 // --- store ---
-/// Revisions of each embedded store that watchers may look back on.
-pub const STORE_HISTORY_MAX: usize = 100_000;
 /// Most events a store keeps for watches and reads of the past: minutes of a busy mesh, so that a
 /// reader that reconnects resumes instead of listing again.
 pub const STORE_HISTORY_EVENTS_MAX: usize = 100_000;
@@ -114,14 +112,14 @@ pub const LOCAL_EVENTS_BATCH: usize = 512;
 /// Most endpoint events that wait for policy and datapath; the publisher waits past it.
 pub const ENDPOINT_EVENTS_MAX: usize = 1_024;
 /// Life of published keys without their publisher (Cilium's `--kvstore-lease-ttl` default).
-pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(15 * 60);
+pub const LEASE_TTL: Duration = Duration::from_secs(15 * 60);
 /// How often the lease is renewed: a third of its life, as etcd's clients do.
-pub const LEASE_KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(5 * 60);
+pub const LEASE_KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
 /// How often the heartbeat is written; readers give up after twice this.
-pub const HEARTBEAT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a released identity or endpoint id stays with its old owner before it may mean
 /// something else: longer than any reader or packet remembers it.
-pub const ID_REUSE_AFTER: std::time::Duration = std::time::Duration::from_secs(30 * 60);
+pub const ID_REUSE_AFTER: Duration = Duration::from_secs(30 * 60);
 /// Random picks of an identity before the range is searched in order.
 pub const IDENTITY_PICKS_MAX: usize = 64;
 /// Largest endpoint id; tools that know Cilium expect 16 bits.
@@ -156,11 +154,11 @@ pub const POLICY_PORTS_MAX: usize = 40;
 pub const POLICY_EVENTS_MAX: usize = 64;
 /// How long the policy directory must be quiet before it is read: long enough for a writer's next
 /// write, short against the time in which a person expects an effect.
-pub const POLICY_DEBOUNCE: std::time::Duration = std::time::Duration::from_millis(20);
+pub const POLICY_DEBOUNCE: Duration = Duration::from_millis(20);
 /// Longest wait for quiet, for directories that are written without pause.
-pub const POLICY_DEBOUNCE_MAX: std::time::Duration = std::time::Duration::from_millis(500);
+pub const POLICY_DEBOUNCE_MAX: Duration = Duration::from_millis(500);
 /// How often the policy directory is read without a notification, which may get lost.
-pub const POLICY_RESCAN: std::time::Duration = std::time::Duration::from_secs(5);
+pub const POLICY_RESCAN: Duration = Duration::from_secs(5);
 
 // --- enforcer ---
 /// Changes waiting for the map thread; a few batches, so that a burst does not block its sender.

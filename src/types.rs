@@ -280,13 +280,14 @@ impl FromStr for IpPrefix {
     type Err = IpPrefixError;
 
     fn from_str(text: &str) -> Result<Self, IpPrefixError> {
-        let error = || IpPrefixError(text.chars().take(64).collect());
-        let Some((addr, len)) = text.split_once('/') else {
-            return text.parse().map(Self::host).map_err(|_| error());
+        let parsed = match text.split_once('/') {
+            None => text.parse().ok().map(Self::host),
+            Some((addr, len)) => match (addr.parse(), len.parse()) {
+                (Ok(addr), Ok(len)) => Self::new(addr, len),
+                _ => None,
+            },
         };
-        let addr = addr.parse().map_err(|_| error())?;
-        let len = len.parse().map_err(|_| error())?;
-        Self::new(addr, len).ok_or_else(error)
+        parsed.ok_or_else(|| IpPrefixError(text.chars().take(64).collect()))
     }
 }
 

@@ -144,10 +144,22 @@ impl Datapath {
         changes.push(Change::Resync);
         let view = self.view.clone();
         let vanished = |known: &Known| -> Vec<Delta> {
-            let identities = known.identities.iter().filter(|id| !view.identities.contains_key(id));
-            let addresses = known.addresses.iter().filter(|p| !view.addresses.contains_key(p));
-            let identities = identities.map(|id| Delta::Identity { id: *id, labels: None });
-            let addresses = addresses.map(|p| Delta::Ip { prefix: *p, target: None });
+            let identities = known
+                .identities
+                .iter()
+                .filter(|id| !view.identities.contains_key(id));
+            let addresses = known
+                .addresses
+                .iter()
+                .filter(|p| !view.addresses.contains_key(p));
+            let identities = identities.map(|id| Delta::Identity {
+                id: *id,
+                labels: None,
+            });
+            let addresses = addresses.map(|p| Delta::Ip {
+                prefix: *p,
+                target: None,
+            });
             identities.chain(addresses).collect()
         };
         let mut all = vanished(&self.known);
@@ -155,11 +167,10 @@ impl Datapath {
             id: *entry.key(),
             labels: Some(Arc::clone(&entry.labels)),
         }));
-        all.extend(
-            view.addresses
-                .iter()
-                .map(|entry| Delta::Ip { prefix: *entry.key(), target: Some(*entry.value()) }),
-        );
+        all.extend(view.addresses.iter().map(|entry| Delta::Ip {
+            prefix: *entry.key(),
+            target: Some(*entry.value()),
+        }));
         self.deltas(all, changes);
     }
 }

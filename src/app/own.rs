@@ -27,7 +27,10 @@ pub(super) async fn run(
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let member = name.clone();
-    let sink = Sink::new(sender, move |events| MemberEvent::Keys { name: member.clone(), events });
+    let sink = Sink::new(sender, move |events| MemberEvent::Keys {
+        name: member.clone(),
+        events,
+    });
     let subject = Subject {
         cluster: name.clone(),
         layout: Layout::State,
@@ -35,12 +38,19 @@ pub(super) async fn run(
         canaries: false,
     };
     let follow = async {
-        sink.send(MemberEvent::Connected { name: name.clone(), id }).await?;
+        sink.send(MemberEvent::Connected {
+            name: name.clone(),
+            id,
+        })
+        .await?;
         loop {
             let channel = serve::in_process(store.clone(), cancel.clone());
             let client = Client::in_process(channel).await?;
             let Err(error) = follower::follow(&client, &subject, &sink, |_| ()).await;
-            tracing::warn!(error = format!("{error:#}"), "Following the own store broke off");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "Following the own store broke off"
+            );
             tokio::time::sleep(RETRY).await;
         }
     };

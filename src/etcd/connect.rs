@@ -135,7 +135,7 @@ async fn connect_one(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Cl
             source,
         })?;
     let user = options.user.clone();
-    if endpoint.tls.unwrap_or(options.tls.ca.is_some()) {
+    if endpoint.tls.unwrap_or_else(|| options.tls.ca.is_some()) {
         let tls = ClientTls::new(options.tls.clone());
         let stream = tls
             .connect(tcp, &endpoint.host)

@@ -29,7 +29,7 @@ impl Bench {
     fn new() -> Self {
         let cache = Store::new(Options {
             cluster_id: 7,
-            history_max: 1_000
+            history_max: 1_000,
         });
         let deltas = Deltas::new(1_000);
         let settings = Settings {

@@ -378,10 +378,9 @@ async fn a_peer_that_comes_back_with_another_id_is_removed_first_and_bad_files_c
     world.stop().await;
 }
 
-/// Own store through the follower over a stream in this process is tested with `serve`; here a
-/// plain TCP stream stands in for it.
+/// The follower alone, without a registry around it, relists on a new connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn follower_runs_over_any_stream() {
+async fn follower_relists_on_a_new_connection() {
     let data = tempfile::tempdir().unwrap();
     let etcd = Etcd::start(data.path());
     let mut client = etcd.client().await;
@@ -402,8 +401,12 @@ async fn follower_runs_over_any_stream() {
             *counter.lock().unwrap() += 1;
             let address = address.clone();
             async move {
-                let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
-                tombolo::etcd::Client::over(tcp).await
+                let endpoints = vec![address.parse().unwrap()];
+                let options = tombolo::etcd::ConnectOptions {
+                    endpoints,
+                    ..Default::default()
+                };
+                tombolo::etcd::Client::connect(&options).await
             }
         },
         subject,

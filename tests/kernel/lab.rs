@@ -251,7 +251,7 @@ fn pod() {
             let to: SocketAddr = to.parse().unwrap();
             let result = TcpStream::connect_timeout(&to, PATIENCE);
             let ok = result.is_ok();
-            stream = result.ok().or(stream.take());
+            stream = result.ok().or_else(|| stream.take());
             word(ok)
         }
         ["echo"] => {
