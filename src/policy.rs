@@ -109,30 +109,24 @@ impl Verdict {
 /// Judges one packet: `key` has the packet's identity, protocol and port, `lookup` reads entries.
 ///
 /// A deny on any level beats an allow on any other. Levels, the most specific first: identity with
-/// port and protocol, identity alone, port and protocol alone, anything. The datapath program asks
-/// in the same order.
+/// port and protocol, with protocol, alone; then the same for any identity. The datapath program asks
+/// the same ones; only which of several rules is named depends on their order.
 pub fn verdict(lookup: impl Fn(&PolicyKey) -> Option<PolicyEntry>, key: &PolicyKey) -> Verdict {
-    let any = IdentityId::UNKNOWN;
-    let levels = [
-        *key,
-        PolicyKey {
-            protocol: 0,
-            port: 0,
-            ..*key
-        },
-        PolicyKey {
-            identity: any,
-            ..*key
-        },
-        PolicyKey {
-            identity: any,
-            protocol: 0,
-            port: 0,
-            ..*key
-        },
-    ];
+    let of = |identity| {
+        let exact = PolicyKey { identity, ..*key };
+        [
+            exact,
+            PolicyKey { port: 0, ..exact },
+            PolicyKey {
+                protocol: 0,
+                port: 0,
+                ..exact
+            },
+        ]
+    };
+    let levels = of(key.identity).into_iter().chain(of(IdentityId::UNKNOWN));
     let mut verdict = Verdict::NoMatch;
-    for entry in levels.iter().filter_map(lookup) {
+    for entry in levels.filter_map(|level| lookup(&level)) {
         if entry.deny {
             return Verdict::Deny { rule: entry.rule };
         }

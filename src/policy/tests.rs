@@ -15,7 +15,14 @@ fn key(identity: u32, protocol: u8, port: u16) -> PolicyKey {
 
 #[test]
 fn deny_beats_allow_on_every_pair_of_levels() {
-    let levels = [key(7, 6, 80), key(7, 0, 0), key(0, 6, 80), key(0, 0, 0)];
+    let levels = [
+        key(7, 6, 80),
+        key(7, 6, 0),
+        key(7, 0, 0),
+        key(0, 6, 80),
+        key(0, 6, 0),
+        key(0, 0, 0),
+    ];
     for (i, level) in levels.iter().enumerate() {
         let rule = u32::try_from(i).unwrap();
         let mut map = HashMap::from([(*level, PolicyEntry { deny: false, rule })]);
@@ -24,8 +31,8 @@ fn deny_beats_allow_on_every_pair_of_levels() {
             Verdict::Allow { rule }
         );
         assert_eq!(
-            verdict(|k| map.get(k).copied(), &key(8, 6, 81)).passes(true),
-            i == 3,
+            verdict(|k| map.get(k).copied(), &key(8, 17, 81)).passes(true),
+            i == 5,
             "only the entry for anything matches another identity and port"
         );
         for deny in levels.iter().filter(|l| *l != level) {
