@@ -213,7 +213,7 @@ pub(crate) fn serve(mut answer: impl FnMut(&[&str]) -> String) {
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
-        println!("@{}", answer(&words));
+        writeln!(std::io::stdout(), "@{}", answer(&words)).unwrap();
     }
 }
 
