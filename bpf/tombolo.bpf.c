@@ -21,6 +21,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "maps.h"
 
 #define SECOND_NS 1000000000ULL
 /* As long as a connection may be silent; reused ports are judged anew by their SYN. */
@@ -32,7 +33,7 @@
 /* Extension headers skipped before giving up; real packets carry at most two or three. */
 #define EXTENSIONS_MAX 6
 
-#define TCP_FIN_SYN_RST_ACK_OFFSET 13
+#define TCP_FLAGS_OFFSET 13
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
 
@@ -47,88 +48,6 @@
 #define ND_NEIGHBOUR_ADVERT 136
 #define ND_LAST 137
 #define MLD2_REPORT 143
-
-/* Known addresses. Written by user space, read by both programs. Linux 4.6 for no_prealloc. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1048576);
-	__type(key, struct tb_address);
-	__type(value, struct tb_ipcache_value);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} ipcache_exact SEC(".maps");
-
-/* Known CIDRs, asked only where the exact map knows nothing. Linux 4.11. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
-	__type(key, struct tb_lpm_key);
-	__type(value, struct tb_ipcache_value);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} ipcache_lpm SEC(".maps");
-
-/* Interface index to the endpoint behind it. Written by user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u32);
-	__type(value, struct tb_endpoint);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} endpoints SEC(".maps");
-
-/* Verdicts; zero in identity, dport and proto means any. Written by user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1048576);
-	__type(key, struct tb_policy_key);
-	__type(value, struct tb_policy_value);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} policy SEC(".maps");
-
-/* Flows as their first packet had it. Written by the programs. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 262144);
-	__type(key, struct tb_conntrack_key);
-	__type(value, struct tb_conntrack_value);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} conntrack SEC(".maps");
-
-/* One row: the epoch. Written by user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct tb_config);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} config SEC(".maps");
-
-/* struct tb_event per drop. Read by user space. Linux 5.8. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1048576);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} events SEC(".maps");
-
-/* Row reason * 2 + direction. Read by user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, TB_REASONS * 2);
-	__type(key, __u32);
-	__type(value, struct tb_metrics_value);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} metrics SEC(".maps");
-
-/* Event tokens per source address. Written by the programs. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct tb_address);
-	__type(value, struct tb_rate);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} ratelimit SEC(".maps");
 
 /* What parsing found. */
 struct packet {
@@ -160,8 +79,7 @@ static __always_inline void address_from_v4(struct tb_address *to, __u32 addr_be
 {
 	__u32 *words = (__u32 *)to;
 
-	words[0] = 0;
-	words[1] = 0;
+	words[0] = words[1] = 0;
 	words[2] = bpf_htonl(0xffff);
 	words[3] = addr_be;
 }
@@ -229,7 +147,7 @@ static __always_inline bool event_allowed(const struct tb_address *source)
 	return true;
 }
 
-/* Counts, reports, drops. `endpoint` may be absent. */
+/* Counts, reports, drops. Identities: source in the upper half. */
 static __noinline int drop(struct __sk_buff *skb, struct packet *p, __u32 reason_direction,
 			   __u32 endpoint, __u64 identities)
 {
@@ -288,8 +206,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p)
 {
 	switch (p->proto) {
 	case IPPROTO_TCP:
-		if (bpf_skb_load_bytes(skb, p->l4_offset + TCP_FIN_SYN_RST_ACK_OFFSET,
-				       &p->tcp_flags, 1))
+		if (bpf_skb_load_bytes(skb, p->l4_offset + TCP_FLAGS_OFFSET, &p->tcp_flags, 1))
 			return -1;
 		p->opens = (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 		p->trackable = p->opens;
@@ -575,13 +492,12 @@ static __always_inline bool is_own(const struct tb_endpoint *endpoint, const str
 static __always_inline bool source_valid(struct __sk_buff *skb, const struct tb_endpoint *endpoint,
 					 const struct packet *p)
 {
-	bool discovery;
+	bool discovery = is_neighbour_discovery(p);
 
 	if (!p->v6)
 		return is_own(endpoint, &p->src);
 	if (is_v4_mapped(&p->src))
 		return false;
-	discovery = is_neighbour_discovery(p);
 	/* A container is no router: neither advertisements nor redirects. */
 	if (discovery && p->icmp_type > ND_ROUTER_SOLICIT && p->icmp_type <= ND_LAST &&
 	    p->icmp_type != ND_NEIGHBOUR_SOLICIT && p->icmp_type != ND_NEIGHBOUR_ADVERT)

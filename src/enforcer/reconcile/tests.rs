@@ -3,8 +3,9 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     enforcer::datapath::Memory,
+    mesh::IpTarget,
     policy::Direction,
-    types::{IdentityId, Labels},
+    types::{ClusterId, IdentityId, Labels},
 };
 
 const DB: EndpointId = EndpointId(7);
