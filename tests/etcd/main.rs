@@ -8,6 +8,7 @@
 
 mod etcdctl;
 mod mtls;
+mod peer;
 mod store_face;
 
 use std::{convert::Infallible, future::Future};
