@@ -3,7 +3,6 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -378,14 +377,15 @@ async fn a_peer_that_comes_back_with_another_id_is_removed_first_and_bad_files_c
     world.stop().await;
 }
 
-/// The follower alone, without a registry around it, relists on a new connection.
+/// The own store is followed through the same code, without a socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn follower_relists_on_a_new_connection() {
-    let data = tempfile::tempdir().unwrap();
-    let etcd = Etcd::start(data.path());
-    let mut client = etcd.client().await;
-    put(&mut client, "cilium/state/nodes/v1/own/n1", "{}").await;
-    let address = etcd.url.trim_start_matches("http://").to_owned();
+async fn follower_follows_a_store_in_this_process() {
+    let store = tombolo::store::Store::new(tombolo::store::Options {
+        cluster_id: 11,
+        history_max: 100,
+    });
+    let node = "cilium/state/nodes/v1/own/n1";
+    store.put(node.into(), "{}".into(), 0).unwrap();
     let (sender, mut receiver) = mpsc::channel(4);
     let subject = tombolo::follower::Subject {
         cluster: "own".parse().unwrap(),
@@ -394,38 +394,25 @@ async fn follower_relists_on_a_new_connection() {
         canaries: false,
     };
     let cancel = CancellationToken::new();
-    let connects = Arc::new(Mutex::new(0));
-    let counter = Arc::clone(&connects);
-    let run = tombolo::follower::run(
-        move || {
-            *counter.lock().unwrap() += 1;
-            let address = address.clone();
-            async move {
-                let endpoints = vec![address.parse().unwrap()];
-                let options = tombolo::etcd::ConnectOptions {
-                    endpoints,
-                    ..Default::default()
-                };
-                tombolo::etcd::Client::connect(&options).await
-            }
-        },
-        subject,
-        tombolo::follower::Sink::new(sender, |events| events),
-        cancel.clone(),
-    );
+    let connect = || {
+        let channel = tombolo::serve::in_process(store.clone(), cancel.clone());
+        tombolo::etcd::Client::in_process(channel)
+    };
+    let sink = tombolo::follower::Sink::new(sender, |events| events);
+    let run = tombolo::follower::run(connect, subject, sink, cancel.clone());
     let read = async {
         let mut seen = Vec::new();
+        while ends(&seen) == 0 {
+            seen.extend(receiver.recv().await.unwrap());
+        }
+        assert!(has(&seen, Kind::Nodes, "n1"));
+        assert!(store.delete(node.as_bytes()));
         while !deletes(&seen, "n1") {
             seen.extend(receiver.recv().await.unwrap());
-            if ends(&seen) == 1 && !deletes(&seen, "n1") {
-                client
-                    .delete("cilium/state/nodes/v1/own/n1", None)
-                    .await
-                    .unwrap();
-            }
         }
         cancel.cancel();
     };
-    tokio::join!(run, read);
-    assert_eq!(*connects.lock().unwrap(), 1);
+    tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(run, read) })
+        .await
+        .unwrap();
 }
