@@ -7,3 +7,4 @@
 
 mod enforcer;
 mod lab;
+mod story;
