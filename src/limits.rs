@@ -92,8 +92,6 @@ pub const CLUSTER_CONFIG_WAIT: Duration = Duration::from_secs(180);
 pub const PEER_QUEUE_BATCHES: usize = 64;
 
 // --- mesh ---
-/// Batches of events of one member that wait for the mesh; past it that member's connection waits.
-pub const MEMBER_EVENTS_MAX: usize = 16;
 /// Members that may join before the mesh takes notice; no mesh has more.
 pub const MEMBERS_MAX: usize = 512;
 /// Most deltas turned into kernel changes at once, so that policies and endpoints get their turn.

@@ -38,90 +38,90 @@
 
 /* IPv4 addresses are written ::ffff:a.b.c.d everywhere. */
 struct tb_address {
-	__u8 bytes[16];
+        __u8 bytes[16];
 };
 
 struct tb_ipcache_value {
-	__u32 identity;
-	__u16 cluster;
-	__u16 flags;
+        __u32 identity;
+        __u16 cluster;
+        __u16 flags;
 };
 
 struct tb_lpm_key {
-	__u32 prefix_bits;
-	struct tb_address address;
+        __u32 prefix_bits;
+        struct tb_address address;
 };
 
 struct tb_endpoint {
-	__u32 endpoint;
-	__u32 identity;
-	__u32 flags;
-	__u32 address_count;
-	struct tb_address addresses[TB_ADDRESSES_MAX];
+        __u32 endpoint;
+        __u32 identity;
+        __u32 flags;
+        __u32 address_count;
+        struct tb_address addresses[TB_ADDRESSES_MAX];
 };
 
 struct tb_policy_key {
-	__u32 endpoint;
-	__u32 identity;
-	__u16 dport_be;
-	__u8 proto;
-	__u8 direction;
+        __u32 endpoint;
+        __u32 identity;
+        __u16 dport_be;
+        __u8 proto;
+        __u8 direction;
 };
 
 struct tb_policy_value {
-	__u32 verdict;
-	__u32 rule;
+        __u32 verdict;
+        __u32 rule;
 };
 
 struct tb_conntrack_key {
-	struct tb_address src;
-	struct tb_address dst;
-	__u16 sport_be;
-	__u16 dport_be;
-	__u8 proto;
-	__u8 direction;
-	__u16 pad;
-	__u32 endpoint;
+        struct tb_address src;
+        struct tb_address dst;
+        __u16 sport_be;
+        __u16 dport_be;
+        __u8 proto;
+        __u8 direction;
+        __u16 pad;
+        __u32 endpoint;
 };
 
 struct tb_conntrack_value {
-	__u64 seen_ns;
-	__u32 epoch;
-	__u32 flags;
+        __u64 seen_ns;
+        __u32 epoch;
+        __u32 flags;
 };
 
 struct tb_config {
-	__u32 epoch;
-	__u32 pad;
+        __u32 epoch;
+        __u32 pad;
 };
 
 struct tb_metrics_value {
-	__u64 packets;
-	__u64 bytes;
+        __u64 packets;
+        __u64 bytes;
 };
 
 struct tb_rate {
-	__u64 refilled_ns;
-	__u32 tokens;
-	__u32 pad;
+        __u64 refilled_ns;
+        __u32 tokens;
+        __u32 pad;
 };
 
 struct tb_event {
-	__u64 time_ns; /* since boot, suspend included */
-	__u32 flow;
-	__u32 ifindex;
-	__u32 endpoint;
-	__u32 source_identity;
-	__u32 destination_identity;
-	__u32 rule;
-	struct tb_address src;
-	struct tb_address dst;
-	__u16 sport_be;
-	__u16 dport_be;
-	__u8 reason;
-	__u8 direction;
-	__u8 proto;
-	__u8 tcp_flags;
+        __u64 time_ns; /* since boot, suspend included */
+        __u32 flow;
+        __u32 ifindex;
+        __u32 endpoint;
+        __u32 source_identity;
+        __u32 destination_identity;
+        __u32 rule;
+        struct tb_address src;
+        struct tb_address dst;
+        __u16 sport_be;
+        __u16 dport_be;
+        __u8 reason;
+        __u8 direction;
+        __u8 proto;
+        __u8 tcp_flags;
 };
 
 _Static_assert(sizeof(struct tb_ipcache_value) == 8, "ipcache value");

@@ -5,7 +5,7 @@ use tokio_stream::{StreamExt as _, StreamMap, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    limits::{MEMBER_EVENTS_MAX, MEMBERS_MAX},
+    limits::{MEMBERS_MAX, PEER_QUEUE_BATCHES},
     mesh::Mesh,
     peer::MemberEvent,
     types::ClusterName,
@@ -20,7 +20,7 @@ pub(super) struct Members(mpsc::Sender<Joining>);
 
 impl Members {
     pub(super) fn join(&self, name: ClusterName) -> mpsc::Sender<MemberEvent> {
-        let (sender, receiver) = mpsc::channel(MEMBER_EVENTS_MAX);
+        let (sender, receiver) = mpsc::channel(PEER_QUEUE_BATCHES);
         if self.0.try_send((name.clone(), receiver)).is_err() {
             tracing::error!(cluster = %name, "Too many members join at once; this one stays out");
         }

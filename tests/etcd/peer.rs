@@ -412,7 +412,8 @@ async fn follower_follows_a_store_in_this_process() {
         }
         cancel.cancel();
     };
-    tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(run, read) })
+    let both = Box::pin(async { tokio::join!(run, read) });
+    tokio::time::timeout(Duration::from_secs(20), both)
         .await
         .unwrap();
 }
