@@ -11,6 +11,7 @@ work=${TOMBOLO_COMPOSE_WORK:-$(mktemp -d /var/tmp/tombolo-compose.XXXXXX)}
 export DOCKER_HOST="unix://$work/docker.sock"
 compose=(docker-compose --project-name tombolo-test)
 engine=
+# shellcheck disable=SC2317 # the trap calls it
 cleanup() {
     if [ -n "$engine" ]; then
         "${compose[@]}" down --timeout 5 >/dev/null 2>&1 || true
