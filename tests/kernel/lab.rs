@@ -214,7 +214,7 @@ pub(crate) fn serve(mut answer: impl FnMut(&[&str]) -> String) {
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
-        writeln!(std::io::stdout(), "@{}", answer(&words)).unwrap();
+        println!("@{}", answer(&words));
     }
 }
 
