@@ -23,6 +23,8 @@ run tar -C "$work/root" -c . | docker import - debian:bookworm-slim
 # The build stage adds a C linker and this machine's own toolchain.
 run chroot "$work/root" apt-get update -qq
 run chroot "$work/root" apt-get install -y -qq --no-install-recommends gcc libc6-dev
+# A machine behind a proxy trusts more than Debian does, and so must what builds on it.
+run cp /etc/ssl/certs/ca-certificates.crt "$work/root/etc/ssl/certs/ca-certificates.crt"
 sysroot=$(rustc --print sysroot)
 mkdir -p "$work/root/usr/local/rust"
 run tar -C "$sysroot" --exclude=share --exclude='*/rustlib/src' -c bin lib |

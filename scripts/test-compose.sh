@@ -10,7 +10,7 @@ install_missing docker.io=dockerd docker-compose=docker-compose curl=curl
 work=${TOMBOLO_COMPOSE_WORK:-$(mktemp -d /var/tmp/tombolo-compose.XXXXXX)}
 export DOCKER_HOST="unix://$work/docker.sock"
 compose=(docker-compose --project-name tombolo-test)
-engine=
+engine='' mounted='' pinned=''
 # shellcheck disable=SC2317 # the trap calls it
 cleanup() {
     if [ -n "$engine" ]; then
@@ -18,6 +18,8 @@ cleanup() {
         kill "$engine" 2>/dev/null || true
         wait "$engine" 2>/dev/null || true
     fi
+    [ -z "$pinned" ] || rm -rf /sys/fs/bpf/tombolo
+    [ -z "$mounted" ] || umount /sys/fs/bpf
     [ -n "${TOMBOLO_COMPOSE_WORK:-}" ] || rm -rf "$work"
 }
 trap cleanup EXIT
@@ -33,6 +35,13 @@ for _ in $(seq 100); do
     kill -0 "$engine" || { cat "$work/dockerd.log" >&2; exit 1; }
     sleep 0.2
 done
+
+# The agent pins its maps in the host's bpffs; what this test put there goes again.
+if ! mountpoint -q /sys/fs/bpf; then
+    run mount -t bpf bpf /sys/fs/bpf
+    mounted=yes
+fi
+[ -e /sys/fs/bpf/tombolo ] || pinned=yes
 
 run scripts/docker-bases.sh
 run docker build --network host --tag tombolo:latest .
