@@ -320,7 +320,8 @@ fn policy_directory(
 ) {
     match &config.policy_dir {
         Some(dir) => {
-            let (directory, events, status) = Directory::new(dir.clone());
+            let (directory, events, status) =
+                Directory::new(dir.clone(), config.state_dir.join("policies"));
             (Some(directory), events, Some(status))
         }
         None => {

@@ -19,6 +19,7 @@ pub mod directory;
 mod engine;
 mod parse;
 mod rule;
+mod saved;
 mod selector;
 mod yaml;
 

@@ -7,6 +7,7 @@
 //! was told last, and that is also looked at without any notification.
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ParseError, Policy, parse};
+use super::{ParseError, Policy, parse, saved::Saved};
 use crate::limits;
 
 /// A change of the policies on disk.
@@ -124,6 +125,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Directory {
     dir: PathBuf,
+    saved: Saved,
     events: mpsc::Sender<PolicyEvent>,
     status: watch::Sender<Arc<Status>>,
     /// The last seen content of each file, good or bad.
@@ -145,10 +147,12 @@ struct Seen {
 struct Unwanted;
 
 impl Directory {
-    /// A watcher of `dir` that sends to the returned receivers once it runs.
+    /// A watcher of `dir` that sends to the returned receivers once it runs. Last good versions
+    /// are kept in `saved`, which nobody else writes to.
     #[must_use]
     pub fn new(
         dir: PathBuf,
+        saved: PathBuf,
     ) -> (
         Self,
         mpsc::Receiver<PolicyEvent>,
@@ -159,6 +163,7 @@ impl Directory {
         let seen = BTreeMap::new();
         let directory = Self {
             dir,
+            saved: Saved::new(saved),
             events,
             status,
             seen,
@@ -240,8 +245,12 @@ impl Directory {
                     .cloned()
                     .collect();
                 // What is new comes before what is gone, so that a renamed file leaves no gap.
-                for file in files {
-                    self.look_at(file).await?;
+                for file in &files {
+                    self.look_at(file.clone()).await?;
+                }
+                if !self.synced || !gone.is_empty() {
+                    let exists = |name: &OsStr| files.contains(&self.dir.join(name));
+                    self.saved.retain(exists).await;
                 }
                 for file in gone {
                     let was_sent = self.seen.remove(&file).is_some_and(|s| s.sent);
@@ -294,8 +303,8 @@ impl Directory {
                 return Ok(());
             }
             Err(error) => {
-                self.note_file(file, None, &error);
-                return Ok(());
+                self.note_file(file.clone(), None, &error);
+                return self.restore(file).await;
             }
         };
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
@@ -308,14 +317,15 @@ impl Directory {
         }
         let parsed = String::from_utf8(bytes)
             .map_err(|_error| Error::NotText { file: file.clone() })
-            .and_then(|text| parse(&text, &file).map_err(Error::from));
-        let policies = match parsed {
-            Ok(policies) => policies,
+            .and_then(|text| Ok((parse(&text, &file)?, text)));
+        let (policies, text) = match parsed {
+            Ok(parsed) => parsed,
             Err(error) => {
-                self.note_file(file, Some(digest), &error);
-                return Ok(());
+                self.note_file(file.clone(), Some(digest), &error);
+                return self.restore(file).await;
             }
         };
+        self.saved.keep(&file, &text).await;
         let names = policies
             .iter()
             .map(|p| format!("{}/{}", p.namespace, p.name))
@@ -334,6 +344,26 @@ impl Directory {
                 status,
             },
         );
+        self.send(PolicyEvent::FileSet { file, policies }).await
+    }
+
+    /// A file that is bad at the first look counts as its last good version of an earlier run.
+    async fn restore(&mut self, file: PathBuf) -> Result<(), Unwanted> {
+        let Some(seen) = self.seen.get_mut(&file).filter(|seen| !seen.sent) else {
+            return Ok(());
+        };
+        let Some(text) = self.saved.last_good(&file).await else {
+            return Ok(());
+        };
+        let Ok(policies) = parse(&text, &file) else {
+            return Ok(());
+        };
+        seen.sent = true;
+        seen.status.policies = policies
+            .iter()
+            .map(|p| format!("{}/{}", p.namespace, p.name))
+            .collect();
+        tracing::warn!(file = %file.display(), "policy file is bad; its last good version applies");
         self.send(PolicyEvent::FileSet { file, policies }).await
     }
 

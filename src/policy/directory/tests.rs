@@ -21,7 +21,8 @@ struct Running {
 
 impl Running {
     fn start(dir: &Path) -> Self {
-        let (directory, events, status) = Directory::new(dir.to_owned());
+        // Beside the directory, under a name that it does not read.
+        let (directory, events, status) = Directory::new(dir.to_owned(), dir.join("saved"));
         let cancel = CancellationToken::new();
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(directory.run(cancel.clone()));
@@ -74,6 +75,34 @@ async fn files_come_change_and_go() {
     assert_eq!(running.names().await, ["second"]);
     let file = dir.path().join("a.yaml");
     assert_eq!(running.next().await, PolicyEvent::FileRemoved { file });
+}
+
+#[tokio::test]
+async fn a_file_that_turned_bad_while_nobody_ran_keeps_its_last_good_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kept, gone) = (dir.path().join("a.yaml"), dir.path().join("b.yaml"));
+    fs::write(&kept, GOOD.replace("NAME", "good")).unwrap();
+    fs::write(&gone, GOOD.replace("NAME", "other")).unwrap();
+    let mut running = Running::start(dir.path());
+    assert_eq!(running.names().await, ["good"]);
+    assert_eq!(running.names().await, ["other"]);
+    assert_eq!(running.next().await, PolicyEvent::Synced);
+    drop(running);
+
+    fs::write(&kept, "kind: {").unwrap();
+    fs::remove_file(&gone).unwrap();
+    let mut running = Running::start(dir.path());
+    assert_eq!(running.names().await, ["good"]);
+    assert_eq!(running.next().await, PolicyEvent::Synced);
+    let status = running.status(|s| s.files.contains_key(&kept)).await;
+    assert!(status.files[&kept].error.is_some());
+    drop(running);
+
+    // The copy of the file that is gone is gone as well: a bad newcomer of its name gets nothing.
+    fs::write(&gone, "kind: {").unwrap();
+    let mut running = Running::start(dir.path());
+    assert_eq!(running.names().await, ["good"]);
+    assert_eq!(running.next().await, PolicyEvent::Synced);
 }
 
 #[tokio::test]
