@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Plays the hands-on story: two clusters, one policy, enforced in the kernel. Needs root, and cargo.
 #
-#   scripts/demo.sh [--keep] [--fault detach-links|wrong-label] [--clean]
+#   scripts/demo.sh [--keep] [--peer etcd] [--fault detach-links|wrong-label] [--clean]
 #
 # Options go to the story; see `--help`. It installs Debian packages that are missing, builds, and
 # leaves nothing behind except with --keep.

@@ -71,5 +71,6 @@ install_build_tools() {
 
 # What the story and the kernel tier need to run.
 install_run_tools() {
-    install_missing iproute2=ip util-linux=nsenter redis-server=redis-server
+    install_missing iproute2=ip util-linux=nsenter redis-server=redis-server \
+        etcd-server=etcd etcd-client=etcdctl
 }

@@ -8,7 +8,7 @@ source scripts/lib.sh
 
 install_build_tools
 install_run_tools
-install_missing etcd-server=etcd etcd-client=etcdctl clang-format-19=clang-format-19 shellcheck=shellcheck
+install_missing clang-format-19=clang-format-19 shellcheck=shellcheck
 if ! command -v cargo-deny >/dev/null; then
     run cargo install cargo-deny --locked
 fi

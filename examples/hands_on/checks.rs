@@ -263,6 +263,11 @@ pub(crate) fn check_refusals(
                 whose == expected,
                 "{name}: expected identities of clusters {expected:?}, got {whose:?} in {drop:?}"
             );
+            let (chosen, got) = (site.workload(visit.app)?.identity, drop.source_identity);
+            ensure!(
+                chosen.is_none_or(|identity| identity == got),
+                "{name}: expected identity {chosen:?}, got {got}"
+            );
             ensure!(
                 drop.reason == "Policy denied",
                 "{name}: reason {}",

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 mod agents;
 mod checks;
+mod etcd;
 mod story;
 mod traffic;
 mod world;
@@ -35,12 +36,24 @@ struct Options {
     /// Leave everything running at the end
     #[arg(long)]
     keep: bool,
+    /// What the second cluster is
+    #[arg(long, value_enum, default_value_t = Peer::Tombolo)]
+    peer: Peer,
     /// Break something on purpose: the story must fail
     #[arg(long)]
     fault: Option<Fault>,
     /// Only end what an earlier run left
     #[arg(long)]
     clean: bool,
+}
+
+/// What the second cluster is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Peer {
+    /// An agent as in the first cluster
+    Tombolo,
+    /// A plain etcd that holds the keys of a Cilium cluster
+    Etcd,
 }
 
 /// What can be broken on purpose.

@@ -11,12 +11,13 @@ use tombolo::test_support::{
 };
 
 use crate::{
-    Fault, Options,
+    Fault, Options, Peer,
     agents::{Programs, agent, log, socket, tail},
     checks::{
         Cell, Drop, Visit, attempts, captured, check_arrivals, check_rate, check_refusals, clients,
         expect_policy, table, visit,
     },
+    etcd,
     traffic::Held,
     world::{DATABASE, Invitation, Site, build, policy},
 };
@@ -76,6 +77,7 @@ struct Story {
     lab: Lab,
     sites: [Site; 2],
     programs: Programs,
+    peer: Peer,
     fault: Option<Fault>,
     step: String,
 }
@@ -105,6 +107,7 @@ fn prepare(options: &Options, dir: &Path, step: &mut String) -> Result<Story> {
         lab,
         sites,
         programs,
+        peer: options.peer,
         fault: options.fault,
         step: step.clone(),
     })
@@ -123,6 +126,10 @@ impl Story {
         let invitations = self.certificates()?;
         self.begin("redis answers in its pod");
         self.database_starts()?;
+        if self.peer == Peer::Etcd {
+            self.begin("the second cluster's etcd has its keys");
+            etcd::start(&mut self.lab, &mut self.sites[1])?;
+        }
         self.begin("agents become ready");
         self.agents_start()?;
         self.begin("peers meet through dropped files");
@@ -165,13 +172,19 @@ impl Story {
             SETTLE.as_secs()
         );
 
+        if self.peer == Peer::Etcd {
+            self.address_goes_and_returns()?;
+        }
         self.begin("the agent is killed, and comes back, under load");
         self.survives_kill()?;
         self.begin("a removed peer is cut off");
         let path = invitations[1].path(&self.sites[0]);
-        self.peer_leaves(&path)?;
+        self.cut_off(|| {
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+        })?;
         self.begin("a peer that is put back works again");
-        self.peer_returns(&invitations[1])?;
+        invitations[1].write(&self.sites[0], true)?;
+        self.all_back()?;
         self.begin("nothing in the root namespace");
         self.check_seclusion()
     }
@@ -214,11 +227,11 @@ impl Story {
     }
 
     fn agents_start(&mut self) -> Result<()> {
-        for site in &self.sites {
+        for site in self.peer.agents(&self.sites) {
             site.write_manifests()?;
             self.programs.start_agent(&mut self.lab, site)?;
         }
-        for site in &self.sites {
+        for site in self.peer.agents(&self.sites) {
             eventually(SETTLE, || {
                 self.lab.alive(&agent(site))?;
                 self.programs.ready(site)
@@ -228,17 +241,19 @@ impl Story {
     }
 
     /// Files and certificates in two orders: half a file, the file, the certificates; and the other
-    /// way round.
+    /// way round. An etcd reads nobody.
     fn peers_meet(&self, [for_two, for_one]: &[Invitation; 2]) -> Result<()> {
         let [one, two] = &self.sites;
-        for_two.write(two, false)?;
-        pause(Duration::from_millis(300));
-        for_two.write(two, true)?;
-        pause(Duration::from_millis(300));
-        for_two.hand_over_secrets(two)?;
+        if self.peer == Peer::Tombolo {
+            for_two.write(two, false)?;
+            pause(Duration::from_millis(300));
+            for_two.write(two, true)?;
+            pause(Duration::from_millis(300));
+            for_two.hand_over_secrets(two)?;
+        }
         for_one.hand_over_secrets(one)?;
         for_one.write(one, true)?;
-        for site in &self.sites {
+        for site in self.peer.agents(&self.sites) {
             eventually(SETTLE, || self.check_lists(site))?;
         }
         for words in [&["node", "list"][..], &["identity", "list"], &["status"]] {
@@ -452,7 +467,21 @@ impl Story {
             .try_for_each(|v| check_rate(v, &marks, LOAD_RATE_LEAST))
     }
 
-    fn peer_leaves(&self, path: &Path) -> Result<()> {
+    /// In etcd alone: no agent of the second cluster takes part.
+    fn address_goes_and_returns(&mut self) -> Result<()> {
+        self.begin("an address that is deleted in etcd is cut off");
+        let two = &self.sites[1];
+        etcd::beat(two)?;
+        let employee = two.workload("employee")?;
+        self.cut_off(|| etcd::delete_address(two, employee))?;
+        self.begin("an address that is put back in etcd works again");
+        let two = &self.sites[1];
+        etcd::put_address(two, two.workload("employee")?)?;
+        self.all_back()
+    }
+
+    /// After `cut` the second cluster's employee is out, and so is what it had open.
+    fn cut_off(&self, cut: impl FnOnce() -> Result<()>) -> Result<()> {
         let held = self
             .programs
             .part(&self.sites, (1, "employee"), &["hold"])?;
@@ -469,19 +498,19 @@ impl Story {
         );
         pause(Duration::from_millis(500));
         let removed = unix_ms();
-        fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
+        cut()?;
         let Held::Silent { last_ms, pongs } = report()? else {
             bail!("expected the held connection to fall silent, got its end");
         };
         let took = last_ms.saturating_sub(removed);
-        println!("the held connection fell silent {took} ms after the file went ({pongs} PONGs)");
+        println!("the held connection fell silent {took} ms after that ({pongs} PONGs)");
         ensure!(
             took <= CUT_OFF_MS_MAX,
             "expected the cut within {CUT_OFF_MS_MAX} ms, got {took} ms"
         );
         ensure!(
             last_ms + 200 >= removed,
-            "the connection fell silent before the file went"
+            "the connection fell silent before that"
         );
         let visits = visit(&self.programs, &self.sites, 20, 5)?;
         table(&visits, None);
@@ -494,8 +523,7 @@ impl Story {
         })
     }
 
-    fn peer_returns(&self, invitation: &Invitation) -> Result<()> {
-        invitation.write(&self.sites[0], true)?;
+    fn all_back(&self) -> Result<()> {
         let visits = eventually(SETTLE, || {
             let visits = visit(&self.programs, &self.sites, 20, 5)?;
             visits.iter().try_for_each(expect_policy)?;
@@ -536,10 +564,11 @@ impl Story {
     }
 
     fn show_logs(&self) {
-        for site in &self.sites {
-            let lines = tail(&log(site), LOG_LINES);
+        let logs = self.sites.iter().flat_map(|s| [log(s), etcd::log(s)]);
+        for path in logs {
+            let lines = tail(&path, LOG_LINES);
             if !lines.is_empty() {
-                println!("\n-- the end of {}", log(site).display());
+                println!("\n-- the end of {}", path.display());
                 lines.iter().for_each(|line| println!("{line}"));
             }
         }
@@ -549,15 +578,13 @@ impl Story {
         println!("\nEverything is left running. To look around:");
         for site in &self.sites {
             let (pid, tombolo) = (site.host.namespace.pid(), self.programs.tombolo.display());
-            println!(
-                "  # {} ({}), its log: {}",
-                site.cluster,
-                site.node,
-                log(site).display()
-            );
+            let (cluster, node, dir) = (site.cluster, site.node, site.dir.display());
+            println!("  # {cluster} ({node}), its logs: {dir}/*.log");
             println!("  nsenter -t {pid} -n -m -- ip route");
-            let socket = socket(site);
-            println!("  {tombolo} status --socket-path {}", socket.display());
+            if site.cluster == "cluster1" || self.peer == Peer::Tombolo {
+                let socket = socket(site);
+                println!("  {tombolo} status --socket-path {}", socket.display());
+            }
             for w in &site.workloads {
                 let (pid, name) = (w.pod.namespace.pid(), &w.pod.name);
                 println!("  nsenter -t {pid} -n -- sh   # pod {}/{name}", w.namespace);

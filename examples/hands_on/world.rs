@@ -32,6 +32,8 @@ pub(crate) struct Workload {
     pub(crate) namespace: &'static str,
     /// May it reach the database once the policy is there?
     pub(crate) allowed: bool,
+    /// Its security identity, if the story chose it; else an agent does.
+    pub(crate) identity: Option<u32>,
     pub(crate) pod: Pod,
 }
 
@@ -121,6 +123,7 @@ pub(crate) fn build(lab: &mut Lab) -> Result<[Site; 2]> {
                 app,
                 namespace,
                 allowed,
+                identity: None,
                 pod,
             });
         }
@@ -194,6 +197,16 @@ impl Site {
         let draft = path.with_extension("draft");
         fs::write(&draft, text).with_context(|| format!("write {}", draft.display()))?;
         fs::rename(&draft, &path).with_context(|| format!("rename to {}", path.display()))
+    }
+}
+
+impl crate::Peer {
+    /// The sites that have an agent.
+    pub(crate) fn agents(self, sites: &[Site; 2]) -> &[Site] {
+        match self {
+            Self::Tombolo => sites,
+            Self::Etcd => std::slice::from_ref(&sites[0]),
+        }
     }
 }
 

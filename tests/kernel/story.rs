@@ -73,6 +73,12 @@ fn every_cell_of_the_story_is_right() {
 }
 
 #[test]
+fn a_plain_etcd_with_the_keys_of_cilium_is_enforced_the_same_way() {
+    let (success, text) = play(&["--peer", "etcd"]);
+    assert!(success, "{}", text.lines().last().unwrap_or_default());
+}
+
+#[test]
 fn story_notices_detached_links() {
     fails_at(
         &["--fault", "detach-links"],
