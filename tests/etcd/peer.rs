@@ -319,8 +319,10 @@ async fn kinds_wait_for_their_canaries_and_ids_must_be_free() {
     .await;
     let events = world.keys_until(|seen| ends(seen) == 1).await;
     assert!(has(&events, Kind::Nodes, "n1"));
-    let status = world.status("west").unwrap();
-    assert!(status.connected && !status.ready && status.synced.nodes && !status.synced.services);
+    // The status follows the events, it does not come with them.
+    let status =
+        eventually(async || world.status("west").filter(|status| status.synced.nodes)).await;
+    assert!(status.connected && !status.ready && !status.synced.services);
 
     world.configure("east", &etcd.url);
     world.configure("same", &etcd.url);
