@@ -1,7 +1,7 @@
 //! The real `etcdctl` against our face.
 use std::{
     io::{BufRead, BufReader, Write},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use tokio::{sync::mpsc, task::spawn_blocking};
@@ -60,6 +60,48 @@ pub(crate) async fn output(face: &Face, args: &[&str]) -> (bool, String) {
     )
 }
 
+/// What a transaction printed; `script` has its conditions and both branches.
+pub(crate) async fn txn(face: &Face, flags: &[&str], script: &'static str) -> String {
+    let done = run(etcdctl(face, &[flags, &["txn"]].concat()), script).await;
+    String::from_utf8_lossy(&done.stdout).trim().to_owned()
+}
+
+/// A running `etcdctl watch`; ends when dropped, also by a failed test.
+pub(crate) struct Watch {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Watch {
+    pub(crate) fn start(face: &Face, args: &[&str]) -> Self {
+        let mut command = etcdctl(face, args);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let (sender, lines) = mpsc::channel(16);
+        spawn_blocking(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.blocking_send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    pub(crate) async fn expect(&mut self, lines: [&str; 3]) {
+        for expected in lines {
+            assert_eq!(within(self.lines.recv()).await.unwrap(), expected);
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
 #[tokio::test]
 async fn puts_gets_leases_and_shows_the_endpoint() {
     if !is_installed() {
@@ -103,34 +145,14 @@ async fn watches_and_runs_transactions() {
         return;
     }
     let face = Face::start("admin-west").await;
-    let mut watch = etcdctl(&face, &["watch", "--prefix", "--rev=1", "k"]);
-    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
-    let stdout = watch.stdout.take().unwrap();
-    let (sender, mut lines) = mpsc::channel(16);
-    let reader = spawn_blocking(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
-                break;
-            }
-        }
-    });
+    let mut watch = Watch::start(&face, &["watch", "--prefix", "--rev=1", "k"]);
 
     let script = "ver(\"k\") = \"0\"\n\nput k v\n\nget k\n\n";
-    let done = run(etcdctl(&face, &["txn"]), script).await;
-    assert_eq!(
-        String::from_utf8_lossy(&done.stdout).trim(),
-        "SUCCESS\n\nOK"
-    );
-    for expected in ["PUT", "k", "v"] {
-        assert_eq!(within(lines.recv()).await.unwrap(), expected);
-    }
+    assert_eq!(txn(&face, &[], script).await, "SUCCESS\n\nOK");
+    watch.expect(["PUT", "k", "v"]).await;
     assert_eq!(output(&face, &["del", "k"]).await.1, "1\n");
-    for expected in ["DELETE", "k", ""] {
-        assert_eq!(within(lines.recv()).await.unwrap(), expected);
-    }
-    watch.kill().unwrap();
-    watch.wait().unwrap();
-    within(reader).await.unwrap();
+    watch.expect(["DELETE", "k", ""]).await;
+    drop(watch);
     face.stop().await;
 }
 

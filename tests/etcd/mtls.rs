@@ -1,5 +1,5 @@
 //! `etcdctl` over mutual TLS: the certificate's common name alone decides what it may do.
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use tombolo::{
 
 use super::{
     Face,
-    etcdctl::{is_installed, output},
+    etcdctl::{Watch, is_installed, output, txn},
 };
 
 /// Writes `<name>.crt` and `<name>.key`, valid for localhost as server and client.
@@ -47,7 +47,10 @@ async fn start(dir: &Path) -> Face {
         ca: dir.join("ca.crt"),
     })
     .unwrap();
+    serve_tls(tls, "west").await
+}
 
+async fn serve_tls(tls: ServerTls, cluster: &'static str) -> Face {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("https://{}", listener.local_addr().unwrap());
     let accept = move |tcp: TcpStream| {
@@ -62,7 +65,7 @@ async fn start(dir: &Path) -> Face {
             listener,
             accept,
             keyspaces,
-            "west".parse().unwrap(),
+            cluster.parse().unwrap(),
             cancel,
         ))
     })
@@ -110,5 +113,176 @@ async fn each_common_name_sees_its_own_store() {
     }
     let (success, _) = output(&face, &["--insecure-skip-tls-verify", "get", "x"]).await;
     assert!(!success, "a client without certificate was let in");
+    face.stop().await;
+}
+
+/// `tombolo certs` with these arguments.
+fn certs(args: &[&str]) {
+    let done = Command::new(env!("CARGO_BIN_EXE_tombolo"))
+        .arg("certs")
+        .args(args)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{args:?}: {stderr}");
+}
+
+/// What `tombolo certs` makes for two clusters that connect to each other.
+struct Mesh(tempfile::TempDir);
+
+impl Mesh {
+    fn new() -> Self {
+        let mesh = Self(tempfile::tempdir().unwrap());
+        mesh.init("cluster1", "one");
+        mesh.init("cluster2", "two");
+        mesh.issue("one", "peer");
+        // Cluster2's CA, misused for the users of cluster1.
+        std::fs::create_dir(mesh.0.path().join("forged")).unwrap();
+        for file in ["ca.crt", "ca.key"] {
+            let [from, to] = ["two", "forged"].map(|dir| mesh.path(&format!("{dir}/{file}")));
+            std::fs::copy(from, to).unwrap();
+        }
+        mesh.init("cluster1", "forged");
+        mesh.issue("forged", "vouched");
+        mesh
+    }
+
+    fn path(&self, end: &str) -> String {
+        self.0.path().join(end).display().to_string()
+    }
+
+    fn init(&self, cluster: &str, dir: &str) {
+        certs(&["init", "--cluster-name", cluster, "--dir", &self.path(dir)]);
+    }
+
+    /// `remote-cluster2` by the CA in `dir`.
+    fn issue(&self, dir: &str, out: &str) {
+        let (dir, out) = (self.path(dir), self.path(out));
+        let to = ["--peer", "cluster2", "--endpoint", "https://localhost:2379"];
+        certs(&[&["issue", "--dir", &dir, "--out", &out], &to[..]].concat());
+    }
+
+    /// Serves cluster1, to which cluster2's CA is a peer's.
+    async fn serve(&self) -> Face {
+        let path = |file: &str| self.0.path().join("one").join(file);
+        let tls = ServerTls::load(Paths {
+            cert: path("server.crt"),
+            key: path("server.key"),
+            ca: path("ca.crt"),
+        })
+        .unwrap();
+        let ca = self.0.path().join("two/ca.crt");
+        let pem = std::fs::read(&ca).unwrap();
+        let peer = "cluster2".parse().unwrap();
+        tls.trust().set_peer(&peer, &ca, &pem).unwrap();
+        serve_tls(tls, "cluster1").await
+    }
+
+    /// The flags of a client with the certificate `<identity>.crt`.
+    fn flags(&self, identity: &str) -> [String; 3] {
+        [
+            format!("--cacert={}", self.path("one/ca.crt")),
+            format!("--cert={}", self.path(&format!("{identity}.crt"))),
+            format!("--key={}", self.path(&format!("{identity}.key"))),
+        ]
+    }
+
+    async fn output(&self, face: &Face, identity: &str, args: &[&str]) -> (bool, String) {
+        let flags = self.flags(identity);
+        let flags = flags.each_ref().map(String::as_str);
+        output(face, &[&flags, args].concat()).await
+    }
+}
+
+#[tokio::test]
+async fn the_admin_does_everything_with_certificates_of_our_making() {
+    if !is_installed() {
+        return;
+    }
+    let mesh = Mesh::new();
+    let face = mesh.serve().await;
+    let flags = mesh.flags("one/admin");
+    let flags = flags.each_ref().map(String::as_str);
+    let watch = ["watch", "--prefix", "--rev=1", "a/"];
+    let mut watch = Watch::start(&face, &[&flags[..], &watch].concat());
+    let admin = async |args: &[&str]| {
+        let (success, text) = mesh.output(&face, "one/admin", args).await;
+        assert!(success, "{args:?}: {text}");
+        text
+    };
+
+    assert_eq!(admin(&["put", "a/1", "x"]).await, "OK\n");
+    watch.expect(["PUT", "a/1", "x"]).await;
+
+    let granted = admin(&["lease", "grant", "60"]).await;
+    let lease = granted.split(' ').nth(1).unwrap();
+    let with_lease = format!("--lease={lease}");
+    assert_eq!(admin(&["put", &with_lease, "a/2", "y"]).await, "OK\n");
+    watch.expect(["PUT", "a/2", "y"]).await;
+    assert_eq!(admin(&["get", "--prefix", "a/"]).await, "a/1\nx\na/2\ny\n");
+    let revoked = admin(&["lease", "revoke", lease]).await;
+    assert!(revoked.contains("revoked"), "{revoked}");
+    watch.expect(["DELETE", "a/2", ""]).await;
+    assert_eq!(admin(&["get", "--prefix", "a/"]).await, "a/1\nx\n");
+
+    let script = "val(\"a/1\") = \"x\"\n\nput a/3 z\n\nget a/1\n\n";
+    assert_eq!(txn(&face, &flags, script).await, "SUCCESS\n\nOK");
+    watch.expect(["PUT", "a/3", "z"]).await;
+    drop(watch);
+    face.stop().await;
+}
+
+#[tokio::test]
+async fn everyone_else_is_refused_with_certificates_of_our_making() {
+    if !is_installed() {
+        return;
+    }
+    let mesh = Mesh::new();
+    let face = mesh.serve().await;
+    let key = "cilium/state/x";
+    let stores = &face.keyspaces;
+    stores.export.put(key.into(), "old".into(), 0).unwrap();
+    let revisions = || [&stores.cluster, &stores.export, &stores.cache].map(|s| s.revision());
+    let before = revisions();
+
+    let state: &[&str] = &["get", "--prefix", "cilium/state/"];
+    // The second by cluster2's own CA, which is therefore seen to be trusted.
+    for identity in ["peer/cluster1-client", "vouched/cluster1-client"] {
+        let (success, text) = mesh.output(&face, identity, state).await;
+        assert!(success && text.contains("old"), "{identity}: {text}");
+    }
+    let rows: [(&str, &[&str]); 6] = [
+        ("peer/cluster1-client", &["put", key, "new"]),
+        (
+            "peer/cluster1-client",
+            &["get", "--prefix", "cilium/cluster-config/"],
+        ),
+        (
+            "peer/cluster1-client",
+            &["get", "--prefix", "cilium/cache/"],
+        ),
+        ("peer/cluster1-client", &["get", "--prefix", ""]),
+        ("one/local", &["put", key, "new"]),
+        ("one/local", state),
+    ];
+    for (identity, args) in rows {
+        let (success, text) = mesh.output(&face, identity, args).await;
+        let denied = text.contains("etcdserver: permission denied");
+        assert!(!success && denied, "{identity} {args:?}: {text}");
+    }
+
+    // These end in the handshake.
+    for args in [&["put", key, "new"], &["get", key, ""]] {
+        let (success, text) = mesh.output(&face, "forged/admin", args).await;
+        assert!(!success, "forged {args:?}: {text}");
+        let ca = format!("--cacert={}", mesh.path("one/ca.crt"));
+        let (success, text) = output(&face, &[&[ca.as_str()], &args[..]].concat()).await;
+        assert!(!success, "no certificate {args:?}: {text}");
+    }
+    let (_, text) = mesh
+        .output(&face, "peer/cluster1-client", &["get", key])
+        .await;
+    assert_eq!(text, "cilium/state/x\nold\n");
+    assert_eq!(revisions(), before, "something was written");
     face.stop().await;
 }
