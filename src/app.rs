@@ -258,8 +258,9 @@ async fn spawn_source(
                 cluster: config.cluster_name.clone(),
                 node_name: config.node_name.clone(),
             };
+            let saved = config.state_dir.join("manifests");
             let netdev = Netdev::open().context("open netlink")?;
-            let source = Manifests::new(dir, place, Some(netdev), events);
+            let source = Manifests::new(dir, saved, place, Some(netdev), events);
             let status = source.status();
             let cancel = tasks.token();
             tasks.spawn("manifests", async move { Ok(source.run(cancel).await?) });

@@ -8,6 +8,7 @@ pub mod types;
 pub mod config;
 pub mod keyspace;
 pub mod lifecycle;
+mod saved;
 pub mod telemetry;
 pub mod tls;
 

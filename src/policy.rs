@@ -19,7 +19,6 @@ pub mod directory;
 mod engine;
 mod parse;
 mod rule;
-mod saved;
 mod selector;
 mod yaml;
 

@@ -21,8 +21,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ParseError, Policy, parse, saved::Saved};
-use crate::limits;
+use super::{ParseError, Policy, parse};
+use crate::{limits, saved::Saved};
 
 /// A change of the policies on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]

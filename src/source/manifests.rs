@@ -3,11 +3,12 @@
 //! Owned here: reading the directory's `*.yaml`, `*.yml` and `*.json` files, again on each change and
 //! every few seconds. The pure steps are `parse` (text to objects), `inventory` (files to objects,
 //! last good versions), `resolve` (objects to what is local) and the difference to what was sent.
-//! Always true: what was sent equals `sent`; a bad file changes nothing but the status; a directory
-//! that cannot be listed is not an empty one.
+//! Always true: what was sent equals `sent`; a bad file changes nothing but the status, also if it
+//! turned bad while no agent ran; a directory that cannot be listed is not an empty one.
 //! Absent on purpose: subdirectories, and pods of other nodes.
 use std::{
     collections::{BTreeMap, HashMap},
+    ffi::OsStr,
     io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::resolve::Place;
 use self::{inventory::Inventory, parse::ParseError};
 use super::{FileError, LocalEvent, Status, desired::Desired};
-use crate::{limits, netdev::Netdev};
+use crate::{limits, netdev::Netdev, saved::Saved};
 
 mod inventory;
 mod object;
@@ -51,6 +52,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Manifests {
     dir: PathBuf,
+    saved: Saved,
     place: Place,
     netdev: Option<Netdev>,
     events: mpsc::Sender<LocalEvent>,
@@ -60,6 +62,10 @@ pub struct Manifests {
     list_error: Option<FileError>,
     /// Digests of the files as they were parsed last.
     digests: BTreeMap<String, [u8; 32]>,
+    /// Good versions that are not saved yet.
+    unsaved: BTreeMap<String, String>,
+    /// Files went since the copies were compared with the directory; at the start nobody knows.
+    copies_stale: bool,
     sent: Desired,
     /// What the routes said when they could last be read.
     veths: HashMap<IpAddr, String>,
@@ -72,17 +78,20 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// A source for `dir` that speaks for `place`. `netdev` finds the interfaces of pods that name
-    /// none; without it such pods have none.
+    /// A source for `dir` that speaks for `place`. Last good versions are kept in `saved`, which
+    /// nobody else writes to. `netdev` finds the interfaces of pods that name none; without it such
+    /// pods have none.
     #[must_use]
     pub fn new(
         dir: impl Into<PathBuf>,
+        saved: PathBuf,
         place: Place,
         netdev: Option<Netdev>,
         events: mpsc::Sender<LocalEvent>,
     ) -> Self {
         Self {
             dir: dir.into(),
+            saved: Saved::new(saved),
             place,
             netdev,
             events,
@@ -90,6 +99,8 @@ impl Manifests {
             inventory: Inventory::default(),
             list_error: None,
             digests: BTreeMap::new(),
+            unsaved: BTreeMap::new(),
+            copies_stale: true,
             sent: Desired::default(),
             veths: HashMap::new(),
             synced: false,
@@ -159,7 +170,24 @@ impl Manifests {
     /// Reads the directory and sends what follows from it.
     async fn scan(&mut self, now: Instant) -> Result<(), Error> {
         self.list_error = self.read_dir().await.err();
-        self.apply(now).await
+        self.apply(now).await?;
+        self.save().await;
+        Ok(())
+    }
+
+    /// Brings the copies up to date. After sending: the disk's pace is not the workloads'.
+    async fn save(&mut self) {
+        for (name, text) in std::mem::take(&mut self.unsaved) {
+            self.saved.keep(Path::new(&name), &text).await;
+        }
+        if self.copies_stale && self.list_error.is_none() {
+            let exists = |name: &OsStr| {
+                let path = self.dir.join(name);
+                self.inventory.contains(&path.display().to_string())
+            };
+            self.saved.retain(exists).await;
+            self.copies_stale = false;
+        }
     }
 
     /// Sends what follows from the files as last read and the routes.
@@ -259,19 +287,22 @@ impl Manifests {
                 return Err(failed(&self.dir, &error));
             }
         };
+        let before = self.inventory.len();
         self.inventory.retain(|name| paths.contains_key(name));
+        self.copies_stale |= self.inventory.len() < before;
         self.digests.retain(|name, _| paths.contains_key(name));
         for (name, path) in &paths {
             match read_file(path).await {
                 Ok(text) => {
                     let digest = Sha256::digest(&text).into();
                     if self.digests.insert(name.clone(), digest) != Some(digest) {
-                        self.parse(name, &text);
+                        self.parse(name, &text).await;
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     self.inventory.retain(|other| other != name);
                     self.digests.remove(name);
+                    self.copies_stale = true;
                 }
                 Err(error) => {
                     self.digests.remove(name);
@@ -279,36 +310,37 @@ impl Manifests {
                         line: 0,
                         message: error.to_string(),
                     };
-                    self.inventory.set(name, Err(error));
+                    self.refuse(name, error).await;
                 }
             }
         }
         Ok(())
     }
 
-    fn parse(&mut self, name: &str, text: &[u8]) {
-        let parsed = std::str::from_utf8(text)
-            .map_err(|error| {
-                let before = &text[..error.valid_up_to()];
-                let lines = before.iter().filter(|&&b| b == b'\n').count();
-                let line = u64::try_from(lines).map_or(0, |lines| lines + 1);
-                ParseError {
-                    line,
-                    message: "not UTF-8".to_owned(),
+    async fn parse(&mut self, name: &str, text: &[u8]) {
+        match parse_text(text) {
+            Ok((parsed, text)) => {
+                for (line, kind) in &parsed.ignored {
+                    tracing::warn!(file = %name, line, %kind, "kind of no use here is ignored");
                 }
-            })
-            .and_then(|text| {
-                // This is what a file looks like that is about to be written.
-                if text.trim().is_empty() {
-                    let message = "empty; delete the file to remove its objects".to_owned();
-                    return Err(ParseError { line: 1, message });
-                }
-                parse::parse(text)
-            });
-        for (line, kind) in parsed.iter().flat_map(|parsed| &parsed.ignored) {
-            tracing::warn!(file = %name, line, %kind, "kind of no use here is ignored");
+                self.inventory.set(name, Ok(parsed));
+                self.unsaved.insert(name.to_owned(), text.to_owned());
+            }
+            Err(error) => self.refuse(name, error).await,
         }
-        self.inventory.set(name, parsed);
+    }
+
+    /// Takes note of a bad version. At the first look, what counts is the last good version of an
+    /// earlier run.
+    async fn refuse(&mut self, name: &str, error: ParseError) {
+        if !self.inventory.contains(name)
+            && let Some(text) = self.saved.last_good(Path::new(name)).await
+            && let Ok(parsed) = parse::parse(&text)
+        {
+            tracing::warn!(file = %name, "manifest is bad; its last good version applies");
+            self.inventory.set(name, Ok(parsed));
+        }
+        self.inventory.set(name, Err(error));
     }
 
     /// The manifest files by name; arms the watch first, so that no change can be missed.
@@ -342,6 +374,25 @@ impl Manifests {
         }
         Ok(paths)
     }
+}
+
+/// A file's objects and its text.
+fn parse_text(text: &[u8]) -> Result<(parse::Parsed, &str), ParseError> {
+    let text = std::str::from_utf8(text).map_err(|error| {
+        let before = &text[..error.valid_up_to()];
+        let lines = before.iter().filter(|&&b| b == b'\n').count();
+        let line = u64::try_from(lines).map_or(0, |lines| lines + 1);
+        ParseError {
+            line,
+            message: "not UTF-8".to_owned(),
+        }
+    })?;
+    // This is what a file looks like that is about to be written.
+    if text.trim().is_empty() {
+        let message = "empty; delete the file to remove its objects".to_owned();
+        return Err(ParseError { line: 1, message });
+    }
+    Ok((parse::parse(text)?, text))
 }
 
 /// Editors and volume mounts keep their own files under names with a dot in front.

@@ -67,6 +67,11 @@ impl Inventory {
         self.files.retain(|path, _| keep(path));
     }
 
+    /// True if some version of the file was seen, good or bad.
+    pub(super) fn contains(&self, path: &str) -> bool {
+        self.files.contains_key(path)
+    }
+
     /// How many files are known.
     pub(super) fn len(&self) -> usize {
         self.files.len()

@@ -172,6 +172,11 @@ fn gone_workloads_come_before_new_ones() {
     );
 }
 
+/// Beside the manifests, under a name that is not read.
+fn saved(dir: &Path) -> std::path::PathBuf {
+    dir.join("saved")
+}
+
 async fn next(events: &mut mpsc::Receiver<LocalEvent>) -> LocalEvent {
     tokio::time::timeout(Duration::from_secs(4), events.recv())
         .await
@@ -198,7 +203,7 @@ async fn directory_is_followed() {
     write(dir.path(), "p.yaml", &small_pod("p", "10.1.0.1"));
     write(dir.path(), ".hidden.yaml", "not: [valid");
     let (sender, mut events) = mpsc::channel(4);
-    let source = Manifests::new(dir.path(), place(), None, sender);
+    let source = Manifests::new(dir.path(), saved(dir.path()), place(), None, sender);
     let mut status = source.status();
     let cancel = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -249,7 +254,7 @@ async fn unlisted_directory_is_not_an_empty_one() {
     let base = tempfile::tempdir().unwrap();
     let dir = base.path().join("manifests");
     let (sender, mut events) = mpsc::channel(4);
-    let mut source = Manifests::new(&dir, place(), None, sender);
+    let mut source = Manifests::new(&dir, saved(&dir), place(), None, sender);
     let status = source.status();
     source.scan(tokio::time::Instant::now()).await.unwrap();
     assert!(events.try_recv().is_err());
@@ -276,7 +281,7 @@ async fn unread_file_delays_synced_for_a_while() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "p.yaml", "kind: [");
     let (sender, mut events) = mpsc::channel(4);
-    let mut source = Manifests::new(dir.path(), place(), None, sender);
+    let mut source = Manifests::new(dir.path(), saved(dir.path()), place(), None, sender);
     source.scan(tokio::time::Instant::now()).await.unwrap();
     assert!(events.try_recv().is_err());
     let later = tokio::time::Instant::now() + crate::limits::SOURCE_BAD_FILE_GRACE;
@@ -284,6 +289,42 @@ async fn unread_file_delays_synced_for_a_while() {
     assert_eq!(events.try_recv(), Ok(LocalEvent::Synced));
     source.scan(tokio::time::Instant::now()).await.unwrap();
     assert!(events.try_recv().is_err());
+}
+
+/// Goal: over restarts a bad file counts as its last good version, `Synced` does not wait for it,
+/// and a newcomer under the name of a file that went gets nothing.
+#[tokio::test]
+async fn file_that_turned_bad_while_nobody_ran_keeps_its_last_good_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = async || {
+        let (sender, mut events) = mpsc::channel(8);
+        let mut source = Manifests::new(dir.path(), saved(dir.path()), place(), None, sender);
+        source.scan(tokio::time::Instant::now()).await.unwrap();
+        let mut told = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            told.push(match event {
+                LocalEvent::WorkloadUpsert(w) => w.key.name,
+                LocalEvent::Synced => "synced".to_owned(),
+                other => panic!("{other:?}"),
+            });
+        }
+        (told, source.status().borrow().errors.len())
+    };
+    let told = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    write(dir.path(), "p.yaml", &small_pod("p", "10.1.0.1"));
+    write(dir.path(), "q.yaml", &small_pod("q", "10.1.0.2"));
+    assert_eq!(run().await, (told(&["p", "q", "synced"]), 0));
+
+    write(dir.path(), "p.yaml", "kind: [");
+    // Not even readable as a file.
+    std::fs::remove_file(dir.path().join("q.yaml")).unwrap();
+    std::fs::create_dir(dir.path().join("q.yaml")).unwrap();
+    assert_eq!(run().await, (told(&["p", "q", "synced"]), 2));
+
+    std::fs::remove_dir(dir.path().join("q.yaml")).unwrap();
+    assert_eq!(run().await, (told(&["p", "synced"]), 1));
+    write(dir.path(), "q.yaml", "kind: [");
+    assert_eq!(run().await, (told(&["p"]), 2));
 }
 
 #[test]

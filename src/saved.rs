@@ -1,0 +1,69 @@
+//! Copies of the last good version of each file of a watched directory, so that a file which turned
+//! bad while no agent ran counts as what it was: a policy does not open what it used to close, and
+//! a pod does not lose its enforcement.
+//! Always true: a copy is written whole or not at all; without a place to write, nothing is saved
+//! and that is logged, but the files work.
+use std::{
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
+};
+
+/// The directory of copies; each has the name of its file.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    dir: PathBuf,
+}
+
+impl Saved {
+    /// Copies in `dir`, which is made when needed and which nobody else writes to.
+    pub(crate) const fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    fn copy(&self, file: &Path) -> Option<PathBuf> {
+        file.file_name().map(|name| self.dir.join(name))
+    }
+
+    /// Keeps this version as the last good one. Writes nothing if that is what the copy says.
+    pub(crate) async fn keep(&self, file: &Path, text: &str) {
+        let Some(copy) = self.copy(file) else { return };
+        if self.last_good(file).await.as_deref() == Some(text) {
+            return;
+        }
+        if let Err(error) = self.write(&copy, text).await {
+            tracing::error!(copy = %copy.display(), %error, "last good version could not be saved");
+        }
+    }
+
+    async fn write(&self, copy: &Path, text: &str) -> io::Result<()> {
+        // What is copied may be meant for fewer eyes than this directory's parent.
+        let mut private = tokio::fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(&self.dir).await?;
+        let part = self.dir.join(".part");
+        tokio::fs::write(&part, text).await?;
+        tokio::fs::File::open(&part).await?.sync_all().await?;
+        tokio::fs::rename(&part, copy).await
+    }
+
+    /// The last good version, if one was kept.
+    pub(crate) async fn last_good(&self, file: &Path) -> Option<String> {
+        tokio::fs::read_to_string(self.copy(file)?).await.ok()
+    }
+
+    /// Removes the copies of files that `exists` does not know.
+    pub(crate) async fn retain(&self, exists: impl Fn(&OsStr) -> bool) {
+        let Ok(mut entries) = tokio::fs::read_dir(&self.dir).await else {
+            return;
+        };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            if !exists(&entry.file_name())
+                && let Err(error) = tokio::fs::remove_file(entry.path()).await
+            {
+                let copy = entry.path();
+                tracing::error!(copy = %copy.display(), %error, "old copy could not be removed");
+            }
+        }
+    }
+}
