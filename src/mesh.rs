@@ -84,6 +84,9 @@ pub struct View {
     pub addresses: Arc<dashmap::DashMap<IpPrefix, IpTarget>>,
     /// Entries rejected, by cluster and reason.
     pub rejected: Arc<dashmap::DashMap<(ClusterName, &'static str), u64>>,
+    /// The last [`Delta::Synced`] or [`Delta::Removed`] of each cluster, set before it is queued and
+    /// after the entries it speaks of: whoever lost deltas finds it here.
+    pub marks: Arc<dashmap::DashMap<ClusterId, Delta>>,
     /// Entry counts by cluster and kind.
     pub counts: Arc<dashmap::DashMap<(ClusterName, Kind), u64>>,
 }
@@ -205,10 +208,7 @@ impl Mesh {
             self.view.counts.remove(&(name.clone(), kind));
         }
         self.view.rejected.retain(|(cluster, _), _| cluster != name);
-        self.deltas.push(
-            DeltaKey::Cluster(member.id),
-            Delta::Removed { cluster: member.id },
-        );
+        self.mark(member.id, Delta::Removed { cluster: member.id });
         self.cache.removed(name);
     }
 
@@ -263,8 +263,7 @@ impl Mesh {
             self.uncache(name, kind, &suffix);
         }
         if synced && !was_synced {
-            self.deltas
-                .push(DeltaKey::Cluster(id), Delta::Synced { cluster: id });
+            self.mark(id, Delta::Synced { cluster: id });
         }
         if *name != self.settings.cluster_name {
             self.cache.listed(name, kind);
@@ -488,6 +487,11 @@ impl Mesh {
         }
         self.deltas
             .push(DeltaKey::Ip(prefix), Delta::Ip { prefix, target });
+    }
+
+    fn mark(&self, id: ClusterId, mark: Delta) {
+        self.view.marks.insert(id, mark.clone());
+        self.deltas.push(DeltaKey::Cluster(id), mark);
     }
 
     fn uncache(&self, name: &ClusterName, kind: Kind, suffix: &[u8]) {

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     enforcer::Change,
+    lifecycle::queue::Batch,
     limits::DELTA_BATCH_MAX,
     mesh::{Delta, Deltas, View},
     policy::{Engine, MapDelta, directory::PolicyEvent},
@@ -47,12 +48,7 @@ impl Datapath {
                 () = cancel.cancelled() => return Ok(()),
                 Some(event) = self.policies.recv() => self.policy(event, &mut changes),
                 Some(event) = self.endpoint_events.recv() => self.endpoint(event, &mut changes),
-                batch = self.deltas.pop_batch(DELTA_BATCH_MAX) => {
-                    if batch.lost {
-                        self.recover(&mut changes);
-                    }
-                    self.deltas(batch.items, &mut changes);
-                }
+                batch = self.deltas.pop_batch(DELTA_BATCH_MAX) => self.batch(batch, &mut changes),
             }
             for change in changes {
                 if self.changes.send(change).await.is_err() {
@@ -110,6 +106,13 @@ impl Datapath {
         }
     }
 
+    fn batch(&mut self, batch: Batch<Delta>, changes: &mut Vec<Change>) {
+        if batch.lost {
+            self.recover(changes);
+        }
+        self.deltas(batch.items, changes);
+    }
+
     /// Identities go to the engine before any address of the same batch reaches the kernel.
     fn deltas(&mut self, deltas: Vec<Delta>, changes: &mut Vec<Change>) {
         let mut out: Vec<MapDelta> = Vec::new();
@@ -139,30 +142,12 @@ impl Datapath {
     }
 
     /// Deltas were lost: everything is told again, and what is not there any more is withdrawn.
+    /// Marks come last, as in the queue, but are read first: what they speak of is in the view then.
     fn recover(&mut self, changes: &mut Vec<Change>) {
-        tracing::warn!("The queue of deltas overran; reconciling in full");
-        changes.push(Change::Resync);
+        tracing::warn!("The queue of deltas overran; telling everything again");
         let view = self.view.clone();
-        let vanished = |known: &Known| -> Vec<Delta> {
-            let identities = known
-                .identities
-                .iter()
-                .filter(|id| !view.identities.contains_key(id));
-            let addresses = known
-                .addresses
-                .iter()
-                .filter(|p| !view.addresses.contains_key(p));
-            let identities = identities.map(|id| Delta::Identity {
-                id: *id,
-                labels: None,
-            });
-            let addresses = addresses.map(|p| Delta::Ip {
-                prefix: *p,
-                target: None,
-            });
-            identities.chain(addresses).collect()
-        };
-        let mut all = vanished(&self.known);
+        let marks: Vec<Delta> = view.marks.iter().map(|mark| mark.clone()).collect();
+        let mut all = self.known.vanished(&view);
         all.extend(view.identities.iter().map(|entry| Delta::Identity {
             id: *entry.key(),
             labels: Some(Arc::clone(&entry.labels)),
@@ -171,6 +156,29 @@ impl Datapath {
             prefix: *entry.key(),
             target: Some(*entry.value()),
         }));
+        all.extend(marks);
         self.deltas(all, changes);
     }
 }
+
+impl Known {
+    /// What was handed on and is not in `view` any more, as withdrawals.
+    fn vanished(&self, view: &View) -> Vec<Delta> {
+        let identities = self.identities.iter();
+        let identities = identities.filter(|id| !view.identities.contains_key(id));
+        let addresses = self.addresses.iter();
+        let addresses = addresses.filter(|prefix| !view.addresses.contains_key(prefix));
+        let identities = identities.map(|id| Delta::Identity {
+            id: *id,
+            labels: None,
+        });
+        let addresses = addresses.map(|prefix| Delta::Ip {
+            prefix: *prefix,
+            target: None,
+        });
+        identities.chain(addresses).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

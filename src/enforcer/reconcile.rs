@@ -158,8 +158,6 @@ impl<D: Datapath> Reconciler<D> {
     }
 
     fn mark_restored(&mut self) {
-        self.synced.clear();
-        self.endpoints_synced = false;
         for (prefix, value) in &self.kernel.ipcache {
             let of_cluster = self
                 .restored_ipcache
@@ -246,7 +244,6 @@ impl<D: Datapath> Reconciler<D> {
                     .filter(gone)
                     .for_each(|cluster| self.sweep_policy_of(cluster));
             }
-            Change::Resync => self.mark_restored(),
             Change::InterfacesChanged => {
                 // An index may have been given out again: whatever is attached is attached anew.
                 self.kernel.links.clear();

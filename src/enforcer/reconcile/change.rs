@@ -34,9 +34,6 @@ pub enum Change {
     },
     /// These are all clusters there can be: restored entries of any other are stale.
     Members(Vec<ClusterId>),
-    /// A carrier was lost and everything will be sent again, with its `Synced`s: until then what
-    /// the kernel holds counts as restored.
-    Resync,
     /// Interfaces came or went.
     InterfacesChanged,
 }

@@ -1,0 +1,144 @@
+use tokio::sync::{mpsc, watch};
+
+use super::{Datapath, Known};
+use crate::{
+    enforcer::{
+        Change, abi,
+        datapath::Memory,
+        reconcile::{Reconciler, Status},
+    },
+    keyspace::{KeyEvent, Kind},
+    mesh::{Deltas, Mesh, Settings},
+    policy::{self, Engine},
+    store::{Options, Store},
+    types::{ClusterId, ClusterName, MaxClusters},
+};
+
+fn id(n: u32) -> ClusterId {
+    ClusterId::new(n, MaxClusters::C255).unwrap()
+}
+
+fn name(text: &str) -> ClusterName {
+    text.parse().unwrap()
+}
+
+/// A mesh with a queue of four, the datapath task's state behind it, and a kernel that still holds
+/// an address of west (id 2) that nobody knows any more.
+struct Street {
+    mesh: Mesh,
+    deltas: Deltas,
+    datapath: Datapath,
+    kernel: Reconciler<Memory>,
+}
+
+impl Street {
+    fn new() -> Self {
+        let deltas = Deltas::new(4);
+        let settings = Settings {
+            cluster_name: name("east"),
+            cluster_id: id(1),
+            max_clusters: MaxClusters::C255,
+            node_name: "node1".into(),
+        };
+        let cache = Store::new(Options {
+            cluster_id: 7,
+            history_max: 100,
+        });
+        let mut mesh = Mesh::new(settings, cache, deltas.clone());
+        mesh.connected(&name("west"), id(2));
+        let engine = Engine::new(policy::Options {
+            cluster: name("east"),
+            default_local_cluster: true,
+        });
+        let datapath = Datapath {
+            engine,
+            deltas: deltas.clone(),
+            view: mesh.view(),
+            endpoint_events: mpsc::channel(1).1,
+            policies: mpsc::channel(1).1,
+            changes: mpsc::channel(1).0,
+            endpoints: watch::channel(Vec::new()).0,
+            known: Known::default(),
+        };
+        let mut memory = Memory::default();
+        let value = abi::IpcacheValue {
+            identity: (2 << 16) + 9,
+            cluster: 2,
+            flags: 0,
+        };
+        memory
+            .state
+            .ipcache
+            .insert("10.2.0.99".parse().unwrap(), value);
+        let kernel = Reconciler::open(memory, MaxClusters::C255).unwrap();
+        Self {
+            mesh,
+            deltas,
+            datapath,
+            kernel,
+        }
+    }
+
+    fn list(&mut self, cluster: &str, kind: Kind) {
+        let events = vec![KeyEvent::BeginList { kind }, KeyEvent::EndList { kind }];
+        self.mesh.apply(&name(cluster), events);
+    }
+
+    /// `count` addresses of a cluster, more than the queue holds.
+    fn put(&mut self, cluster: &str, id: u32, count: u32) {
+        for n in 1..=count {
+            let (ip, identity) = (format!("10.{id}.0.{n}"), (id << 16) + n);
+            let value = format!(r#"{{"IP":"{ip}","ID":{identity},"Key":0,"Metadata":""}}"#);
+            let event = KeyEvent::Upsert {
+                kind: Kind::Ips,
+                suffix: ip.into(),
+                value: value.into(),
+                revision: i64::from(n),
+            };
+            self.mesh.apply(&name(cluster), vec![event]);
+        }
+    }
+
+    /// What is queued, which is not all there was, reaches the kernel.
+    fn overrun(&mut self) -> (Vec<Change>, &Status) {
+        let batch = self.deltas.try_pop_batch(100).unwrap();
+        assert!(batch.lost);
+        let mut changes = Vec::new();
+        self.datapath.batch(batch, &mut changes);
+        self.kernel.apply(changes.clone());
+        (changes, self.kernel.status())
+    }
+}
+
+/// Goal: a `Synced` that the queue lost still sweeps, and withdraws nothing that was told.
+#[test]
+fn lost_synced_still_sweeps_what_its_cluster_does_not_know() {
+    let mut street = Street::new();
+    street.list("west", Kind::Identities);
+    street.list("west", Kind::Ips);
+    street.put("west", 2, 9);
+    let (_, status) = street.overrun();
+    assert_eq!((status.ipcache, status.restored), (9, 0));
+}
+
+#[test]
+fn without_synced_the_leftover_stays() {
+    let mut street = Street::new();
+    street.put("west", 2, 9);
+    let (_, status) = street.overrun();
+    assert_eq!((status.ipcache, status.restored), (10, 1));
+}
+
+/// Goal: a `Removed` that the queue lost still sweeps, as do the withdrawals lost with it.
+#[test]
+fn lost_removed_still_sweeps_its_cluster() {
+    let mut street = Street::new();
+    street.put("west", 2, 9);
+    street.overrun();
+    street.mesh.removed(&name("west"));
+    street.mesh.connected(&name("north"), id(3));
+    street.put("north", 3, 5);
+    let (changes, status) = street.overrun();
+    assert!(changes.contains(&Change::RemovedCluster { cluster: id(2) }));
+    assert_eq!((status.ipcache, status.restored), (5, 0));
+}
