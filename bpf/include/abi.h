@@ -9,6 +9,9 @@
 
 #define TB_ADDRESSES_MAX 4
 
+/* Of every `_ns` field. */
+#define SECOND_NS 1000000000ULL
+
 #define TB_INGRESS 0
 #define TB_EGRESS 1
 

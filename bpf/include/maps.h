@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* All maps; pinned by name. Included once, by tombolo.bpf.c. */
+/* All maps; pinned by name. */
 #ifndef TOMBOLO_MAPS_H
 #define TOMBOLO_MAPS_H
+
+#include "abi.h"
 
 /* Known addresses. Written by user space, read by both programs. Linux 4.6 for no_prealloc. */
 struct {
