@@ -1,5 +1,10 @@
 //! `etcdctl` over mutual TLS: the certificate's common name alone decides what it may do.
-use std::{path::Path, process::Command};
+use std::{
+    error::Error as StdError,
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex},
+};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,7 +30,49 @@ fn issue(dir: &Path, issuer: &Issuer<'_, KeyPair>, name: &str) {
     std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
 }
 
-async fn start(dir: &Path) -> Face {
+/// How each handshake ended, oldest first: the client's common name, or why it was refused.
+#[derive(Clone, Default)]
+struct Handshakes(Arc<Mutex<Vec<Result<String, String>>>>);
+
+impl Handshakes {
+    fn add(&self, end: Result<String, String>) {
+        self.0.lock().unwrap().push(end);
+    }
+
+    /// Those since the last call.
+    fn take(&self) -> Vec<Result<String, String>> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+
+    /// Checks that there were some, that `reason` ended all of them, and that none led to a call.
+    fn assert_refused(&self, what: &str, reason: &str) {
+        let ends = self.take();
+        assert!(!ends.is_empty(), "{what}: no handshake at all");
+        for end in ends {
+            let refused = end.expect_err(&format!("{what} was let in"));
+            assert!(refused.contains(reason), "{what}: {refused}");
+        }
+    }
+}
+
+/// An error with all its causes.
+fn chain(mut error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    while let Some(source) = error.source() {
+        text = format!("{text}: {source}");
+        error = source;
+    }
+    text
+}
+
+/// Refused clients try again until then; one handshake is enough here.
+const QUICKLY: &str = "--command-timeout=1s";
+const NO_CERTIFICATE: &str = "peer sent no certificates";
+const NOBODY_VOUCHES: &str = "invalid peer certificate: UnknownIssuer";
+/// By a CA that has the name of ours, and another key.
+const IMPOSTOR: &str = "invalid peer certificate: BadSignature";
+
+async fn start(dir: &Path) -> (Face, Handshakes) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
@@ -50,17 +97,21 @@ async fn start(dir: &Path) -> Face {
     serve_tls(tls, "west").await
 }
 
-async fn serve_tls(tls: ServerTls, cluster: &'static str) -> Face {
+async fn serve_tls(tls: ServerTls, cluster: &'static str) -> (Face, Handshakes) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("https://{}", listener.local_addr().unwrap());
+    let handshakes = Handshakes::default();
+    let seen = handshakes.clone();
     let accept = move |tcp: TcpStream| {
-        let tls = tls.clone();
+        let (tls, seen) = (tls.clone(), seen.clone());
         async move {
-            let (stream, name) = tls.accept(tcp).await?;
-            Ok::<_, tombolo::tls::Error>((stream, name.as_str().to_owned()))
+            let accepted = tls.accept(tcp).await;
+            let name = accepted.as_ref().map(|(_, name)| name.as_str().to_owned());
+            seen.add(name.map_err(|error| chain(error)));
+            accepted.map(|(stream, name)| (stream, name.as_str().to_owned()))
         }
     };
-    Face::start_with(endpoint, |keyspaces, cancel| {
+    let face = Face::start_with(endpoint, |keyspaces, cancel| {
         tokio::spawn(serve::run(
             listener,
             accept,
@@ -68,7 +119,8 @@ async fn serve_tls(tls: ServerTls, cluster: &'static str) -> Face {
             cluster.parse().unwrap(),
             cancel,
         ))
-    })
+    });
+    (face, handshakes)
 }
 
 #[tokio::test]
@@ -77,7 +129,7 @@ async fn each_common_name_sees_its_own_store() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let face = start(dir.path()).await;
+    let (face, handshakes) = start(dir.path()).await;
     let stores = &face.keyspaces;
     for (store, value) in [
         (&stores.cluster, "cluster"),
@@ -110,9 +162,12 @@ async fn each_common_name_sees_its_own_store() {
         let args = [&["--cacert", &ca, "--cert", &cert, "--key", &key], args].concat();
         let (_, text) = output(&face, &args).await;
         assert!(text.contains(expected), "{name} {args:?}: {text}");
+        assert_eq!(handshakes.take(), [Ok(name.to_owned())]);
     }
-    let (success, _) = output(&face, &["--insecure-skip-tls-verify", "get", "x"]).await;
+    let ca = format!("--cacert={}", dir.path().join("ca.crt").display());
+    let (success, _) = output(&face, &[&ca, QUICKLY, "get", "x"]).await;
     assert!(!success, "a client without certificate was let in");
+    handshakes.assert_refused("a client without certificate", NO_CERTIFICATE);
     face.stop().await;
 }
 
@@ -135,15 +190,19 @@ impl Mesh {
         let mesh = Self(tempfile::tempdir().unwrap());
         mesh.init("cluster1", "one");
         mesh.init("cluster2", "two");
-        mesh.issue("one", "peer");
-        // Cluster2's CA, misused for the users of cluster1.
+        mesh.issue("one", "peer", "cluster2");
+        // Cluster2's CA, misused for the users of cluster1 and of other peers.
         std::fs::create_dir(mesh.0.path().join("forged")).unwrap();
         for file in ["ca.crt", "ca.key"] {
             let [from, to] = ["two", "forged"].map(|dir| mesh.path(&format!("{dir}/{file}")));
             std::fs::copy(from, to).unwrap();
         }
         mesh.init("cluster1", "forged");
-        mesh.issue("forged", "vouched");
+        mesh.issue("forged", "vouched", "cluster2");
+        mesh.issue("forged", "third", "cluster3");
+        // A CA that nobody named to cluster1.
+        mesh.init("cluster1", "unknown");
+        mesh.issue("unknown", "unvouched", "cluster2");
         mesh
     }
 
@@ -155,15 +214,15 @@ impl Mesh {
         certs(&["init", "--cluster-name", cluster, "--dir", &self.path(dir)]);
     }
 
-    /// `remote-cluster2` by the CA in `dir`.
-    fn issue(&self, dir: &str, out: &str) {
+    /// `remote-<peer>` by the CA in `dir`.
+    fn issue(&self, dir: &str, out: &str, peer: &str) {
         let (dir, out) = (self.path(dir), self.path(out));
-        let to = ["--peer", "cluster2", "--endpoint", "https://localhost:2379"];
+        let to = ["--peer", peer, "--endpoint", "https://localhost:2379"];
         certs(&[&["issue", "--dir", &dir, "--out", &out], &to[..]].concat());
     }
 
     /// Serves cluster1, to which cluster2's CA is a peer's.
-    async fn serve(&self) -> Face {
+    async fn serve(&self) -> (Face, Handshakes) {
         let path = |file: &str| self.0.path().join("one").join(file);
         let tls = ServerTls::load(Paths {
             cert: path("server.crt"),
@@ -200,7 +259,7 @@ async fn the_admin_does_everything_with_certificates_of_our_making() {
         return;
     }
     let mesh = Mesh::new();
-    let face = mesh.serve().await;
+    let (face, _) = mesh.serve().await;
     let flags = mesh.flags("one/admin");
     let flags = flags.each_ref().map(String::as_str);
     let watch = ["watch", "--prefix", "--rev=1", "a/"];
@@ -238,7 +297,7 @@ async fn everyone_else_is_refused_with_certificates_of_our_making() {
         return;
     }
     let mesh = Mesh::new();
-    let face = mesh.serve().await;
+    let (face, handshakes) = mesh.serve().await;
     let key = "cilium/state/x";
     let stores = &face.keyspaces;
     stores.export.put(key.into(), "old".into(), 0).unwrap();
@@ -250,6 +309,7 @@ async fn everyone_else_is_refused_with_certificates_of_our_making() {
     for identity in ["peer/cluster1-client", "vouched/cluster1-client"] {
         let (success, text) = mesh.output(&face, identity, state).await;
         assert!(success && text.contains("old"), "{identity}: {text}");
+        assert_eq!(handshakes.take(), [Ok("remote-cluster2".to_owned())]);
     }
     let rows: [(&str, &[&str]); 6] = [
         ("peer/cluster1-client", &["put", key, "new"]),
@@ -271,13 +331,30 @@ async fn everyone_else_is_refused_with_certificates_of_our_making() {
         assert!(!success && denied, "{identity} {args:?}: {text}");
     }
 
-    // These end in the handshake.
-    for args in [&["put", key, "new"], &["get", key, ""]] {
-        let (success, text) = mesh.output(&face, "forged/admin", args).await;
-        assert!(!success, "forged {args:?}: {text}");
+    // These end in the handshake, and nothing is called.
+    handshakes.take();
+    let put: &[&str] = &[QUICKLY, "put", key, "new"];
+    let get: &[&str] = &[QUICKLY, "get", key];
+    for args in [put, get] {
         let ca = format!("--cacert={}", mesh.path("one/ca.crt"));
-        let (success, text) = output(&face, &[&[ca.as_str()], &args[..]].concat()).await;
+        let (success, text) = output(&face, &[&[ca.as_str()], args].concat()).await;
         assert!(!success, "no certificate {args:?}: {text}");
+        handshakes.assert_refused("no certificate", NO_CERTIFICATE);
+    }
+    for (identity, args, reason) in [
+        // admin-cluster1, local-cluster1, remote and remote-cluster3 by cluster2's CA
+        ("forged/admin", put, NOBODY_VOUCHES),
+        ("forged/admin", get, NOBODY_VOUCHES),
+        ("forged/local", get, NOBODY_VOUCHES),
+        ("forged/remote", get, NOBODY_VOUCHES),
+        ("third/cluster1-client", get, NOBODY_VOUCHES),
+        // admin-cluster1 and remote-cluster2 by an unknown CA
+        ("unknown/admin", put, IMPOSTOR),
+        ("unvouched/cluster1-client", get, NOBODY_VOUCHES),
+    ] {
+        let (success, text) = mesh.output(&face, identity, args).await;
+        assert!(!success, "{identity} {args:?}: {text}");
+        handshakes.assert_refused(identity, reason);
     }
     let (_, text) = mesh
         .output(&face, "peer/cluster1-client", &["get", key])
