@@ -71,22 +71,23 @@ const PROGRAMS: [(&str, &str, TcAttachType); 2] = [
     ("from_container", "ingress", TcAttachType::Ingress),
 ];
 
-/// Name, map type number (`enum bpf_map_type`), key bytes, value bytes.
-const MAPS: [(&str, u32, u32, u32); 9] = [
-    ("ipcache_exact", 1, 16, 8),
-    ("ipcache_lpm", 11, 20, 8),
-    ("endpoints", 1, 4, 80),
-    ("policy", 1, 12, 8),
+/// Name, map type number (`enum bpf_map_type`), key bytes, value bytes, entries, as `bpf/` has them.
+const MAPS: [(&str, u32, u32, u32, u32); 9] = [
+    ("ipcache_exact", 1, 16, 8, 1_048_576),
+    ("ipcache_lpm", 11, 20, 8, 65_536),
+    ("endpoints", 1, 4, 80, 4_096),
+    ("policy", 1, 12, 8, 1_048_576),
     (
         "conntrack",
         9,
         abi::CONNTRACK_KEY_BYTES,
         abi::CONNTRACK_VALUE_BYTES,
+        262_144,
     ),
-    ("config", 2, 4, 8),
-    ("events", 27, 0, 0),
-    ("metrics", 6, 4, 16),
-    ("ratelimit", 9, 16, abi::RATE_VALUE_BYTES),
+    ("config", 2, 4, 8, 1),
+    ("events", 27, 0, 0, 1 << 20),
+    ("metrics", 6, 4, 16, 32),
+    ("ratelimit", 9, 16, abi::RATE_VALUE_BYTES, 16_384),
 ];
 
 /// The loaded programs and their maps.
@@ -482,7 +483,7 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -
 
 fn check_pin(
     pins: &Path,
-    (map, kind, key, value): (&'static str, u32, u32, u32),
+    (map, kind, key, value, entries): (&'static str, u32, u32, u32, u32),
 ) -> Result<(), Error> {
     let path = pins.join(map);
     if !path.exists() {
@@ -494,6 +495,7 @@ fn check_pin(
         ("type", found_kind, kind),
         ("key size", info.key_size(), key),
         ("value size", info.value_size(), value),
+        ("number of entries", info.max_entries(), entries),
     ] {
         if found != expected {
             let (found, expected) = (found.to_string(), expected.to_string());

@@ -428,15 +428,34 @@ fn a_killed_enforcer_goes_on_enforcing_and_is_taken_over() {
 fn pins_of_another_layout_are_refused() {
     isolated("enforcer::pins_of_another_layout_are_refused", || {
         run("mkdir -p /sys/fs/bpf/tombolo/v1");
-        run(
-            "bpftool map create /sys/fs/bpf/tombolo/v1/policy type hash key 8 value 8 entries 4 name policy",
-        );
         let options = Options {
             bpf_root: PathBuf::from("/sys/fs/bpf"),
             max_clusters: MaxClusters::C255,
         };
-        let error = open(&options).unwrap_err().to_string();
-        assert_eq!(error, "reuse map policy: key size is 8, expected 12");
+        let pin = "/sys/fs/bpf/tombolo/v1/policy";
+        // LRU maps are always allocated whole; the others here are not (flag 1).
+        let make = |kind: &str, key: u32, value: u32, entries: u32| {
+            let flags = u8::from(kind == "hash");
+            run(&format!(
+                "bpftool map create {pin} type {kind} key {key} value {value} \
+                 entries {entries} name policy flags {flags}"
+            ));
+        };
+        for (kind, key, value, entries, reason) in [
+            ("lru_hash", 12, 8, 1 << 20, "type is 9, expected 1"),
+            ("hash", 8, 8, 1 << 20, "key size is 8, expected 12"),
+            ("hash", 12, 4, 1 << 20, "value size is 4, expected 8"),
+            ("hash", 12, 8, 4, "number of entries is 4, expected 1048576"),
+        ] {
+            make(kind, key, value, entries);
+            let error = open(&options).unwrap_err().to_string();
+            assert_eq!(error, format!("reuse map policy: {reason}"));
+            run(&format!("rm {pin}"));
+        }
+        make("hash", 12, 8, 1 << 20);
+        open(&options).unwrap();
+        // All maps are pinned by the programs now: what is expected is what they have.
+        open(&options).unwrap();
     });
 }
 
