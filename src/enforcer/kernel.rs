@@ -1,7 +1,7 @@
 //! The kernel behind [`Datapath`]: loads the programs, owns the pinned maps and links.
 //! Always true: nothing is detached because this process ends; a pin with another layout is
 //! refused; a link is replaced in place, never removed first.
-//! The only file with `unsafe`, and the only one that knows aya.
+//! The only module with `unsafe`, and the only one that knows aya.
 use std::{
     ffi::CString,
     fs, io,
@@ -31,6 +31,9 @@ use crate::{
     policy::{PolicyEntry, PolicyKey},
     types::IpPrefix,
 };
+
+#[cfg(feature = "testing")]
+pub mod test_run;
 
 /// Version of the layouts in `abi`; part of the pin path.
 pub const SCHEMA: &str = "v1";
