@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Builds in release mode and measures; benches/README.md says what.
-# Usage: scripts/bench.sh [--quick] [--json FILE] [GROUP…]   (groups: mesh, store)
+# Builds in release mode and measures; benches/README.md says what. Needs root: the programs run in
+# namespaces of their own, with BPF.
+# Usage: scripts/bench.sh [--quick] [--json FILE] [GROUP…]   (groups: store, mesh, datapath)
 set -euo pipefail
 caller="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 
+require_root
 install_build_tools
-install_missing etcd-server=/usr/bin/etcd
-run cargo build --locked --release --example bench
+install_missing etcd-server=/usr/bin/etcd iproute2=ip util-linux=unshare mount=mount
+run cargo build --locked --release --bins --example bench
 program="$PWD/target/release/examples/bench"
 # FILE is meant where the caller stands.
 cd "$caller"

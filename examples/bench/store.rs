@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use etcd_client::WatchOptions;
 
 use crate::{
-    Figure,
-    world::{self, Etcd, LIMIT},
+    figure::{Figure, Runs, alternate},
+    world::{self, Certificates, Etcd, LIMIT},
 };
 
 /// Time between two writes: 1 000 a second.
@@ -25,29 +25,33 @@ const WARM_UP: u32 = 1_000;
 /// As long as a full-size address record.
 const VALUE_BYTES: usize = 300;
 
-/// The same load on our server and on etcd.
+/// The same load on our server and on etcd, in turn.
 pub(crate) fn measure(runtime: &tokio::runtime::Runtime, quick: bool) -> Result<Vec<Figure>> {
-    let writes = if quick { 3_000 } else { 20_000 };
+    let (runs, writes) = if quick { (3, 3_000) } else { (5, 10_000) };
     let dir = tempfile::tempdir()?;
-    world::certificates(dir.path())?;
-    let ours = {
-        let (_server, url) = world::child("serve", dir.path(), &["0"])?;
-        runtime.block_on(latencies(dir.path(), &url, writes))?
-    };
-    let etcd = runtime.block_on(Etcd::start(dir.path(), &dir.path().join("etcd")))?;
-    let theirs = runtime.block_on(latencies(dir.path(), &etcd.url, writes))?;
+    let certs = Certificates::make(dir.path())?.east;
+    let (_server, url) = world::child("serve", &certs, &["0"])?;
+    let etcd = runtime.block_on(Etcd::start(&certs, &dir.path().join("etcd")))?;
+    let (ours, theirs) = alternate(
+        runs,
+        |_| runtime.block_on(latencies(&certs, &url, writes)),
+        |_| runtime.block_on(latencies(&certs, &etcd.url, writes)),
+    )?;
     let row = |name: &str, per_cent| {
-        let (ours, theirs) = (percentile(&ours, per_cent), percentile(&theirs, per_cent));
-        Figure::beside_etcd(format!("store/write-to-watch-{name}"), "ms", ours, theirs)
+        let of = |runs: &[Vec<f64>]| {
+            Runs::new(runs.iter().map(|run| percentile(run, per_cent)).collect())
+        };
+        let name = format!("store/write-to-watch-{name}");
+        Figure::beside("etcd", name, "ms", &of(&ours), &of(&theirs))
     };
     Ok(vec![row("p50", 50), row("p99", 99)])
 }
 
 /// Milliseconds, ascending.
-async fn latencies(dir: &Path, url: &str, writes: u32) -> Result<Vec<f64>> {
+async fn latencies(certs: &Path, url: &str, writes: u32) -> Result<Vec<f64>> {
     let total = WARM_UP + writes;
-    let mut reader = world::connect(dir, "admin-east", url).await?;
-    let writer = world::connect(dir, "admin-east", url).await?;
+    let mut reader = world::connect(certs, url).await?;
+    let writer = world::connect(certs, url).await?;
     let options = WatchOptions::new().with_prefix();
     let mut events = reader.watch(PREFIX, Some(options)).await?;
     let start = Instant::now() + Duration::from_millis(100);

@@ -1,15 +1,14 @@
 //! What the groups share: certificates, records, a real etcd, our own server, clients over mTLS.
 use std::{
-    net::{IpAddr, Ipv4Addr, TcpListener as StdListener},
-    path::Path,
+    net::{Ipv4Addr, TcpListener as StdListener},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tombolo::{
@@ -17,7 +16,7 @@ use tombolo::{
     limits::STORE_HISTORY_EVENTS_MAX,
     serve::{self, Keyspaces},
     store::{Options, Store},
-    test_support::process::Helper,
+    test_support::process::{Helper, describe, run_ok},
     tls::{self, ClientOptions, ClientTls, Paths, ServerTls},
     types::ClusterName,
 };
@@ -30,49 +29,84 @@ pub(crate) const EAST_ID: u32 = 2;
 pub(crate) const WEST: &str = "west";
 /// Bounds every wait for a child or a server.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+/// One-shot commands take milliseconds; this bounds a hung one.
+pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 /// etcd's default for `--max-txn-ops`.
 const TXN_PUTS: usize = 128;
 /// One identity for so many addresses.
-const ADDRESSES_PER_IDENTITY: u32 = 10;
+pub(crate) const ADDRESSES_PER_IDENTITY: u32 = 10;
 
-/// Writes a CA and, from it, the server's and every user's certificate.
-pub(crate) fn certificates(dir: &Path) -> Result<()> {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate()?;
-    std::fs::write(dir.join("ca.crt"), params.self_signed(&key)?.pem())?;
-    let issuer = Issuer::new(params, key);
-    for name in ["server", "admin-east", "remote-west", "local-west"] {
-        let sans = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let mut params = CertificateParams::new(sans)?;
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate()?;
-        let pem = params.signed_by(&key, &issuer)?.pem();
-        std::fs::write(dir.join(format!("{name}.crt")), pem)?;
-        std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem())?;
-    }
-    Ok(())
+/// Files of each cluster, made by the operator's own verb.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    /// The read cluster's.
+    pub(crate) east: PathBuf,
+    /// The reading cluster's.
+    pub(crate) west: PathBuf,
 }
 
-/// The TLS options of a user.
-pub(crate) fn client_options(dir: &Path, user: &str) -> ClientOptions {
+impl Certificates {
+    /// Makes them in `dir`.
+    pub(crate) fn make(dir: &Path) -> Result<Self> {
+        let init = |name: &str| {
+            let path = dir.join(name);
+            let mut command = Command::new(tombolo()?);
+            command.args(["certs", "init", "--cluster-name", name, "--dir"]);
+            run_ok(command.arg(&path), COMMAND_LIMIT)?;
+            Ok::<_, anyhow::Error>(path)
+        };
+        Ok(Self {
+            east: init(EAST)?,
+            west: init(WEST)?,
+        })
+    }
+
+    /// Makes what the reading cluster needs to reach the read one at `url`, and returns the peer
+    /// file. `out` must not exist.
+    pub(crate) fn issue(&self, out: &Path, url: &str) -> Result<PathBuf> {
+        let mut command = Command::new(tombolo()?);
+        command.args(["certs", "issue", "--peer", WEST, "--endpoint", url]);
+        command.arg("--dir").arg(&self.east).arg("--out").arg(out);
+        command.arg("--config-path-prefix").arg(out);
+        run_ok(&mut command, COMMAND_LIMIT)?;
+        Ok(out.join(format!("{EAST}.config")))
+    }
+}
+
+/// The agent's binary, built beside this program.
+pub(crate) fn tombolo() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("find this program")?;
+    let path = own
+        .ancestors()
+        .nth(2)
+        .context("find the build directory")?
+        .join("tombolo");
+    ensure!(
+        path.exists(),
+        "there is no {}; scripts/bench.sh builds it",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// The TLS options of a user, by the name that `tombolo certs init` gave its files.
+pub(crate) fn client_options(certs: &Path, user: &str) -> ClientOptions {
     ClientOptions {
-        ca: Some(dir.join("ca.crt")),
+        ca: Some(certs.join("ca.crt")),
         identity: Some((
-            dir.join(format!("{user}.crt")),
-            dir.join(format!("{user}.key")),
+            certs.join(format!("{user}.crt")),
+            certs.join(format!("{user}.key")),
         )),
         ..ClientOptions::default()
     }
 }
 
-/// A client that can write, over mTLS. The agent's own client only reads.
-pub(crate) async fn connect(dir: &Path, user: &str, url: &str) -> Result<etcd_client::Client> {
+/// A client of the administrator, who can write, over mTLS. The agent's own client only reads.
+pub(crate) async fn connect(certs: &Path, url: &str) -> Result<etcd_client::Client> {
     let address = url.strip_prefix("https://").context("not an https URL")?;
     let tcp = TcpStream::connect(address).await.context("dial")?;
     tcp.set_nodelay(true)?;
-    let tls = ClientTls::new(client_options(dir, user));
+    let tls = ClientTls::new(client_options(certs, "admin"));
     let stream = tls.connect(tcp, "127.0.0.1").await.context("handshake")?;
     let once = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
     let connector = tower::service_fn(move |_| {
@@ -133,26 +167,37 @@ pub(crate) fn last_address(addresses: u32) -> Option<String> {
     (0..addresses).map(|n| address(n).to_string()).max()
 }
 
-fn address(n: u32) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::from_bits(0x0a40_0000 + n))
+/// The address of a number.
+pub(crate) fn address(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0a40_0000 + n)
 }
 
 /// Identities of a cluster are its id, shifted, and a number.
-fn identity(n: u32) -> u32 {
+pub(crate) fn identity(n: u32) -> u32 {
     (EAST_ID << 16) + 256 + n
 }
 
-/// Serves `keyspaces` on a free port, which is printed, until the parent ends us.
-pub(crate) async fn serve_keyspaces(
-    dir: &Path,
-    cluster: &str,
-    keyspaces: Keyspaces,
-    listener: TcpListener,
-) -> Result<()> {
+/// The child that serves the cluster's export, on a free port that it prints.
+pub(crate) async fn serve(certs: &Path, addresses: u32) -> Result<()> {
+    // As the agent makes them.
+    let new_store = || {
+        Store::new(Options {
+            cluster_id: rand::random::<u64>() | 1,
+            history_max: STORE_HISTORY_EVENTS_MAX,
+        })
+    };
+    let keyspaces = Keyspaces {
+        cluster: new_store(),
+        export: new_store(),
+        cache: new_store(),
+    };
+    for (key, value) in records(addresses)? {
+        keyspaces.export.put(key.into(), value.into(), 0)?;
+    }
     let tls = ServerTls::load(Paths {
-        cert: dir.join("server.crt"),
-        key: dir.join("server.key"),
-        ca: dir.join("ca.crt"),
+        cert: certs.join("server.crt"),
+        key: certs.join("server.key"),
+        ca: certs.join("ca.crt"),
     })?;
     let accept = move |tcp: TcpStream| {
         let tls = tls.clone();
@@ -161,39 +206,17 @@ pub(crate) async fn serve_keyspaces(
             Ok::<_, tls::Error>((stream, name.as_str().to_owned()))
         }
     };
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("https://{}", listener.local_addr()?);
     let cancel = CancellationToken::new();
-    Ok(serve::run(listener, accept, keyspaces, cluster.parse()?, cancel).await?)
-}
-
-/// A store as the agent makes it.
-pub(crate) fn new_store() -> Store {
-    Store::new(Options {
-        cluster_id: rand::random::<u64>() | 1,
-        history_max: STORE_HISTORY_EVENTS_MAX,
-    })
-}
-
-/// The child that serves the cluster's export.
-pub(crate) async fn serve(dir: &Path, addresses: u32) -> Result<()> {
-    let export = new_store();
-    for (key, value) in records(addresses)? {
-        export.put(key.into(), value.into(), 0)?;
-    }
-    let keyspaces = Keyspaces {
-        cluster: new_store(),
-        export,
-        cache: new_store(),
-    };
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    serve_keyspaces(dir, EAST, keyspaces, listener).await
+    Ok(serve::run(listener, accept, keyspaces, EAST.parse()?, cancel).await?)
 }
 
 /// Starts this program as a child and returns it with its first line.
-pub(crate) fn child(part: &str, dir: &Path, arguments: &[&str]) -> Result<(Helper, String)> {
+pub(crate) fn child(part: &str, certs: &Path, arguments: &[&str]) -> Result<(Helper, String)> {
     let program = std::env::current_exe().context("find this program")?;
     let mut command = Command::new(program);
-    command.arg(part).arg(dir).args(arguments);
+    command.arg(part).arg(certs).args(arguments);
     let helper = Helper::start(part, &mut command)?;
     let line = helper
         .line(LIMIT)?
@@ -201,44 +224,80 @@ pub(crate) fn child(part: &str, dir: &Path, arguments: &[&str]) -> Result<(Helpe
     Ok((helper, line))
 }
 
+/// A child that is ended when dropped.
+#[derive(Debug)]
+pub(crate) struct Process(Child);
+
+impl Process {
+    /// Starts it.
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).spawn();
+        Ok(Self(
+            child.with_context(|| format!("start {}", describe(command)))?,
+        ))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if it ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// A bpf filesystem in the private mount namespace; its maps and links go with it.
+#[derive(Debug)]
+pub(crate) struct Bpffs(PathBuf);
+
+impl Bpffs {
+    /// Mounts one on `path`, which is made.
+    pub(crate) fn mount(path: PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        let mut command = Command::new("mount");
+        run_ok(command.args(["-t", "bpf", "bpf"]).arg(&path), COMMAND_LIMIT)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        // What is still mounted goes with the namespace.
+        drop(run_ok(Command::new("umount").arg(&self.0), COMMAND_LIMIT));
+    }
+}
+
 /// A real etcd on loopback; ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Etcd {
-    child: Child,
+    _process: Process,
     pub(crate) url: String,
 }
 
 impl Etcd {
     /// Starts it with client certificates required and waits until it answers.
-    pub(crate) async fn start(dir: &Path, data: &Path) -> Result<Self> {
+    pub(crate) async fn start(certs: &Path, data: &Path) -> Result<Self> {
         let url = format!("https://127.0.0.1:{}", free_port()?);
         let peer = format!("http://127.0.0.1:{}", free_port()?);
-        let child = Command::new("/usr/bin/etcd")
-            .arg("--data-dir")
-            .arg(data)
-            .args([
-                "--listen-client-urls",
-                &url,
-                "--advertise-client-urls",
-                &url,
-            ])
-            .args(["--listen-peer-urls", &peer])
-            .args(["--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            .args(["--client-cert-auth", "--trusted-ca-file"])
-            .arg(dir.join("ca.crt"))
-            .arg("--cert-file")
-            .arg(dir.join("server.crt"))
-            .arg("--key-file")
-            .arg(dir.join("server.key"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start /usr/bin/etcd")?;
-        let etcd = Self { child, url };
+        let mut command = Command::new("/usr/bin/etcd");
+        command.arg("--data-dir").arg(data);
+        command.args(["--listen-client-urls", &url]);
+        command.args(["--advertise-client-urls", &url]);
+        command.args(["--listen-peer-urls", &peer]);
+        command.args(["--initial-advertise-peer-urls", &peer]);
+        command.args(["--initial-cluster", &format!("default={peer}")]);
+        command.arg("--client-cert-auth");
+        command.arg("--trusted-ca-file").arg(certs.join("ca.crt"));
+        command.arg("--cert-file").arg(certs.join("server.crt"));
+        command.arg("--key-file").arg(certs.join("server.key"));
+        let process = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
+        let etcd = Self {
+            _process: process,
+            url,
+        };
         let answers = async {
             loop {
-                if let Ok(mut client) = connect(dir, "admin-east", &etcd.url).await
+                if let Ok(mut client) = connect(certs, &etcd.url).await
                     && client.get("x", None).await.is_ok()
                 {
                     return;
@@ -253,8 +312,8 @@ impl Etcd {
     }
 
     /// Writes all records, the canaries last.
-    pub(crate) async fn load(&self, dir: &Path, addresses: u32) -> Result<()> {
-        let mut client = connect(dir, "admin-east", &self.url).await?;
+    pub(crate) async fn load(&self, certs: &Path, addresses: u32) -> Result<()> {
+        let mut client = connect(certs, &self.url).await?;
         for chunk in records(addresses)?.chunks(TXN_PUTS) {
             let puts: Vec<_> = chunk
                 .iter()
@@ -266,15 +325,8 @@ impl Etcd {
     }
 }
 
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        // Both fail only if it ended already.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-fn free_port() -> Result<u16> {
+/// A port on loopback that nobody has.
+pub(crate) fn free_port() -> Result<u16> {
     let listener = StdListener::bind("127.0.0.1:0").context("find a free port")?;
     Ok(listener.local_addr()?.port())
 }

@@ -1,0 +1,137 @@
+//! What a group measures: runs of two candidates in turn, their median and spread, one line each.
+use std::{fs::OpenOptions, io::Write as _, path::Path};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+/// The values of one candidate, ascending; an odd number of them, so that the median is one.
+#[derive(Debug)]
+pub(crate) struct Runs(Vec<f64>);
+
+impl Runs {
+    /// Of values in any order.
+    pub(crate) fn new(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        Self(values)
+    }
+
+    fn median(&self) -> f64 {
+        self.0.get(self.0.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn spread(&self) -> [f64; 2] {
+        let end = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
+        [end(self.0.first()), end(self.0.last())]
+    }
+}
+
+/// Runs both `runs` times in turn, and each as often before the other as after it: a slow minute
+/// of the machine, or what one leaves behind for the next, meets both.
+pub(crate) fn alternate<T>(
+    runs: usize,
+    mut ours: impl FnMut(usize) -> Result<T>,
+    mut theirs: impl FnMut(usize) -> Result<T>,
+) -> Result<(Vec<T>, Vec<T>)> {
+    let (mut our_values, mut their_values) = (Vec::new(), Vec::new());
+    for run in 0..runs {
+        if run % 2 == 0 {
+            our_values.push(ours(run)?);
+        }
+        their_values.push(theirs(run)?);
+        if run % 2 == 1 {
+            our_values.push(ours(run)?);
+        }
+    }
+    Ok((our_values, their_values))
+}
+
+/// One figure, as a line of JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figure {
+    name: String,
+    /// Median.
+    value: f64,
+    unit: &'static str,
+    /// What it is compared with.
+    peer: &'static str,
+    /// Its median.
+    peer_value: f64,
+    /// `value / peer_value`.
+    ratio: Option<f64>,
+    aim: Option<f64>,
+    met: Option<bool>,
+    /// Lowest and highest run.
+    spread: [f64; 2],
+    /// The peer's.
+    peer_spread: [f64; 2],
+}
+
+impl Figure {
+    /// A figure beside the peer's for the same work; there is no aim yet.
+    pub(crate) fn beside(
+        peer: &'static str,
+        name: impl Into<String>,
+        unit: &'static str,
+        ours: &Runs,
+        theirs: &Runs,
+    ) -> Self {
+        let (value, peer_value) = (ours.median(), theirs.median());
+        Self {
+            name: name.into(),
+            value,
+            unit,
+            peer,
+            peer_value,
+            ratio: (peer_value > 0.0).then(|| value / peer_value),
+            aim: None,
+            met: None,
+            spread: ours.spread(),
+            peer_spread: theirs.spread(),
+        }
+    }
+
+    /// The line above the rows.
+    pub(crate) fn header() -> String {
+        format!(
+            "{:<31} {:>9} {:<19} {:<4} {:<13} {:>9} {:<19} {:>6} {:>10}",
+            "name",
+            "value",
+            "(low to high)",
+            "unit",
+            "peer",
+            "value",
+            "(low to high)",
+            "ratio",
+            "difference"
+        )
+    }
+
+    /// A row of the table.
+    pub(crate) fn row(&self) -> String {
+        let spread = |[low, high]: [f64; 2]| format!("({low:.3} to {high:.3})");
+        let ratio = self.ratio.map_or_else(|| "-".into(), |r| format!("{r:.3}"));
+        format!(
+            "{:<31} {:>9.3} {:<19} {:<4} {:<13} {:>9.3} {:<19} {:>6} {:>+10.3}",
+            self.name,
+            self.value,
+            spread(self.spread),
+            self.unit,
+            self.peer,
+            self.peer_value,
+            spread(self.peer_spread),
+            ratio,
+            self.value - self.peer_value
+        )
+    }
+
+    /// Appends the figure to a file.
+    pub(crate) fn append(&self, path: &Path) -> Result<()> {
+        let line = serde_json::to_string(self).context("encode a figure")?;
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .and_then(|mut file| writeln!(file, "{line}"))
+            .with_context(|| format!("write {}", path.display()))
+    }
+}
