@@ -25,8 +25,8 @@ impl Runs {
     }
 }
 
-/// Runs both `runs` times in turn, and each as often before the other as after it: a slow minute
-/// of the machine, or what one leaves behind for the next, meets both.
+/// Runs both `runs` times in turn, and who goes first changes from run to run: a slow minute of
+/// the machine, or what one leaves behind for the next, meets both.
 pub(crate) fn alternate<T>(
     runs: usize,
     mut ours: impl FnMut(usize) -> Result<T>,
@@ -93,7 +93,7 @@ impl Figure {
     /// The line above the rows.
     pub(crate) fn header() -> String {
         format!(
-            "{:<31} {:>9} {:<19} {:<4} {:<13} {:>9} {:<19} {:>6} {:>10}",
+            "{:<30} {:>9} {:<22} {:<4} {:<13} {:>9} {:<20} {:>6} {:>10}",
             "name",
             "value",
             "(low to high)",
@@ -108,10 +108,12 @@ impl Figure {
 
     /// A row of the table.
     pub(crate) fn row(&self) -> String {
-        let spread = |[low, high]: [f64; 2]| format!("({low:.3} to {high:.3})");
+        // A tenth of a nanosecond, a microsecond: the unit decides what a digit is worth.
+        let digits = if self.unit == "ns" { 1 } else { 3 };
+        let spread = |[low, high]: [f64; 2]| format!("({low:.digits$} to {high:.digits$})");
         let ratio = self.ratio.map_or_else(|| "-".into(), |r| format!("{r:.3}"));
         format!(
-            "{:<31} {:>9.3} {:<19} {:<4} {:<13} {:>9.3} {:<19} {:>6} {:>+10.3}",
+            "{:<30} {:>9.digits$} {:<22} {:<4} {:<13} {:>9.digits$} {:<20} {:>6} {:>+10.digits$}",
             self.name,
             self.value,
             spread(self.spread),
