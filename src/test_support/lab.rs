@@ -82,6 +82,12 @@ pub struct Pod {
 }
 
 impl Namespace {
+    /// The network namespace that the process `pid` lives in.
+    #[must_use]
+    pub const fn network_of(pid: u32) -> Self {
+        Self { pid, mount: false }
+    }
+
     /// A command that will run inside.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {

@@ -10,11 +10,8 @@ use tombolo::{
     types::{ClusterId, EndpointEvent, EndpointId, IdentityId, Labels, LocalEndpoint, MaxClusters},
 };
 
-use crate::lab::{Helper, Pod, eventually, isolated, run, serve, v6};
+use crate::lab::{DB, EMPLOYEE, Helper, Pod, STRANGER, eventually, isolated, run, serve, v6};
 
-const DB: &str = "10.1.0.2";
-const EMPLOYEE: &str = "10.1.0.3";
-const STRANGER: &str = "10.1.0.4";
 const TARGET: &str = "10.1.0.2:6379";
 const DB_ID: IdentityId = IdentityId(101 << 16 | 1);
 const EMPLOYEE_ID: IdentityId = IdentityId(102 << 16 | 2);
@@ -96,7 +93,7 @@ fn endpoint(id: u32, name: &str, address: &str, identity: IdentityId) -> Change 
         namespace: "default".into(),
         name: name.into(),
         addresses: vec![address.parse().unwrap(), v6(address).parse().unwrap()],
-        interface: Some(format!("veth-{name}")),
+        interface: Some(format!("lxc{name}")),
         named_ports: Vec::new(),
     })))
 }
@@ -175,13 +172,9 @@ fn story() -> Vec<Change> {
 }
 
 fn pods() -> (Pod, Pod, Pod) {
-    let mut db = Pod::start("db", DB);
+    let mut db = Pod::start("db");
     db.listen(6379);
-    (
-        db,
-        Pod::start("employee", EMPLOYEE),
-        Pod::start("stranger", STRANGER),
-    )
+    (db, Pod::start("employee"), Pod::start("stranger"))
 }
 
 fn drain(events: &mut broadcast::Receiver<DropEvent>) -> Vec<DropEvent> {
@@ -346,7 +339,7 @@ fn ipv6_and_datagrams_are_judged_the_same() {
 fn spoofed_sources_are_dropped() {
     isolated("enforcer::spoofed_sources_are_dropped", || {
         let (_db, _employee, mut stranger) = pods();
-        run(&format!("ip -n stranger addr add {EMPLOYEE}/32 dev lo"));
+        stranger.shell(&format!("ip addr add {EMPLOYEE}/32 dev lo"));
         let enforcer = Running::start();
         enforcer.send(story());
         let mut events = enforcer.handle.events.subscribe();
@@ -354,7 +347,7 @@ fn spoofed_sources_are_dropped() {
             stranger.connect(TARGET),
             "its own address is fine, and its router is known now"
         );
-        let mut spoof = |protocol| {
+        let mut spoof = |stranger: &mut Pod, protocol| {
             stranger.datagram(EMPLOYEE, TARGET);
             eventually("an event", || !events.is_empty());
             let event = drain(&mut events).remove(0);
@@ -371,10 +364,10 @@ fn spoofed_sources_are_dropped() {
                 (STRANGER_ID, protocol)
             );
         };
-        spoof(17);
+        spoof(&mut stranger, 17);
         // Without a neighbour entry the lie is already in the ARP request.
-        run("ip -n stranger neigh flush all");
-        spoof(0);
+        stranger.shell("ip neigh flush all");
+        spoof(&mut stranger, 0);
     });
 }
 
@@ -388,7 +381,7 @@ fn a_killed_enforcer_goes_on_enforcing_and_is_taken_over() {
             assert_eq!(first.ask("enforce"), "ok");
             assert!(employee.connect(TARGET) && employee.echo());
             assert!(!stranger.connect(TARGET));
-            first.kill();
+            drop(first);
             assert!(employee.echo(), "open connection");
             assert!(
                 employee.connect(TARGET) && !stranger.connect(TARGET),
@@ -408,9 +401,8 @@ fn a_killed_enforcer_goes_on_enforcing_and_is_taken_over() {
             assert!(employee.echo() && employee.connect(TARGET) && !stranger.connect(TARGET));
 
             // A pod that is gone takes its pins with it.
-            run("ip netns del stranger");
-            drop(stranger);
-            run("ip link del veth-employee");
+            stranger.end();
+            run("ip link del lxcemployee");
             second.send(vec![
                 Change::Endpoint(EndpointEvent::Delete(EndpointId(2))),
                 Change::Endpoint(EndpointEvent::Delete(EndpointId(3))),

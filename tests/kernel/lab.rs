@@ -1,160 +1,154 @@
-//! Namespaces for a test, and pods in them: processes that open connections on command.
+//! One host of the shared lab with three pods for each test, and processes in them that open
+//! connections on command.
 use std::{
     collections::HashMap,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::Command,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use anyhow::ensure;
+use tombolo::test_support::{
+    self,
+    lab::{Host, Lab, Namespace},
+    process,
+};
+
+/// The process ids of the pods' keepers, in the order of [`PODS`]; set inside the host.
 const INSIDE: &str = "TOMBOLO_LAB";
 const ROLE: &str = "TOMBOLO_LAB_ROLE";
 /// Longer than a SYN's first retransmission, so that a lost packet is not taken for a verdict.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// A helper's answer takes two times `PATIENCE` at most.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
-/// Runs `body` in fresh namespaces with a fresh bpffs: starts this binary again for `test`.
+const HOST: &str = "10.1.0.1";
+pub(crate) const DB: &str = "10.1.0.2";
+pub(crate) const EMPLOYEE: &str = "10.1.0.3";
+pub(crate) const STRANGER: &str = "10.1.0.4";
+const PODS: [(&str, &str); 3] = [("db", DB), ("employee", EMPLOYEE), ("stranger", STRANGER)];
+
+/// Runs `body` on a fresh host with the three pods: starts this binary there for `test`.
 pub(crate) fn isolated(test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
-        for command in [
-            "mount -t bpf bpf /sys/fs/bpf",
-            "mkdir -p /run/netns",
-            "mount -t tmpfs tmpfs /run/netns",
-            "ip link set lo up",
-            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
-        ] {
-            run(command);
-        }
         return body();
     }
-    let status = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private", "--"])
-        .arg(std::env::current_exe().unwrap())
+    let temp = tempfile::tempdir().unwrap();
+    let mut lab = Lab::open(&temp.path().join("lab")).unwrap();
+    let host = lab.host("node1", HOST.parse().unwrap());
+    let host = host.expect("the kernel tier needs root");
+    let setup = "ip addr add 10.1.0.1/32 dev lo; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding";
+    host.namespace.shell(setup).unwrap();
+    let keepers = PODS.map(|(name, address)| pod_keeper(&mut lab, &host, name, address));
+    let status = host
+        .namespace
+        .command(std::env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .status()
-        .expect("unshare is needed");
-    assert!(
-        status.success(),
-        "{test} failed in its namespaces (the kernel tier needs root)"
-    );
-}
-
-/// Runs a command, words split at blanks.
-pub(crate) fn run(command: &str) {
-    let mut words = command.split_whitespace();
-    let status = Command::new(words.next().unwrap())
-        .args(words)
+        .env(INSIDE, keepers.join(" "))
         .status()
         .unwrap();
-    assert!(status.success(), "{command}");
+    assert!(status.success(), "{test} failed on its host");
+}
+
+/// Makes a pod with `address` and its [`v6`] twin; the process that holds it.
+fn pod_keeper(lab: &mut Lab, host: &Host, name: &str, address: &str) -> String {
+    let pod = lab.pod(host, name, address.parse().unwrap()).unwrap();
+    let twin = v6(address);
+    for (namespace, script) in [
+        (
+            &host.namespace,
+            format!(
+                "echo 0 > /proc/sys/net/ipv6/conf/lxc{name}/disable_ipv6; \
+                 ip addr add fe80::1/64 dev lxc{name} nodad; ip route add {twin}/128 dev lxc{name}"
+            ),
+        ),
+        (
+            &pod.namespace,
+            format!(
+                "echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6; \
+                 ip addr add {twin}/128 dev eth0 nodad; \
+                 ip route add default via fe80::1 dev eth0 src {twin}"
+            ),
+        ),
+    ] {
+        namespace.shell(&script).unwrap();
+    }
+    pod.namespace.pid().to_string()
+}
+
+/// Runs a shell line.
+pub(crate) fn run(script: &str) {
+    process::run_ok(Command::new("sh").args(["-euc", script]), COMMAND_LIMIT).unwrap();
 }
 
 /// Waits until `check` holds.
 pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !check() {
-        assert!(Instant::now() < deadline, "not within 5 s: {what}");
-        std::thread::park_timeout(Duration::from_millis(5));
-    }
+    let look = || {
+        ensure!(check(), "{what}");
+        Ok(())
+    };
+    test_support::eventually(Duration::from_secs(5), look).unwrap();
 }
 
-/// A process on command: `role` decides what it understands.
-pub(crate) struct Helper {
-    child: Child,
-    commands: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
+/// A process on command: `role` decides what it understands. Killed when dropped.
+pub(crate) struct Helper(process::Helper);
 
 impl Helper {
-    /// In the network namespace `netns`, or in ours.
-    pub(crate) fn start(role: &str, netns: Option<&str>) -> Self {
-        let mut command = match netns {
-            Some(netns) => {
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net=/run/netns/{netns}"));
-                command.arg(std::env::current_exe().unwrap());
-                command
-            }
-            None => Command::new(std::env::current_exe().unwrap()),
+    /// In the namespace of a pod, or in ours.
+    pub(crate) fn start(role: &str, namespace: Option<&Namespace>) -> Self {
+        let own = std::env::current_exe().unwrap();
+        let mut command = match namespace {
+            Some(namespace) => namespace.command(own),
+            None => Command::new(own),
         };
-        let mut child = command
+        command
             .args(["lab::helper", "--exact", "--nocapture"])
-            .env(ROLE, role)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let commands = child.stdin.take().unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        Self {
-            child,
-            commands,
-            answers,
-        }
+            .env(ROLE, role);
+        Self(process::Helper::start(role, &mut command).unwrap())
     }
 
     /// Sends a line, gives back the answer.
     pub(crate) fn ask(&mut self, line: &str) -> String {
-        writeln!(self.commands, "{line}").unwrap();
+        self.0.send(line).unwrap();
         loop {
-            let mut answer = String::new();
-            assert_ne!(
-                self.answers.read_line(&mut answer).unwrap(),
-                0,
-                "helper died: {line}"
-            );
+            let answer = self.0.line(ANSWER_LIMIT).unwrap();
+            let answer = answer.unwrap_or_else(|| panic!("helper died: {line}"));
             // The test harness of the helper writes lines of its own.
             if let Some((_, answer)) = answer.split_once('@') {
                 return answer.trim().to_owned();
             }
         }
     }
-
-    /// As `kill -9`.
-    pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
 }
 
-impl Drop for Helper {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// A pod: a network namespace behind a veth, and a process in it.
+/// A pod of the host, and a process in it.
 pub(crate) struct Pod {
+    namespace: Namespace,
     helper: Helper,
 }
 
 impl Pod {
-    /// With `address` and its [`v6`] twin, behind the host-side interface `veth-<name>`.
-    pub(crate) fn start(name: &str, address: &str) -> Self {
-        let twin = v6(address);
-        for command in [
-            format!("ip netns add {name}"),
-            format!("ip link add veth-{name} type veth peer name eth0 netns {name}"),
-            format!("ip addr add 169.254.1.1/32 dev veth-{name}"),
-            format!("ip link set veth-{name} up"),
-            format!("ip route add {address}/32 dev veth-{name}"),
-            format!("ip addr add fe80::1/64 dev veth-{name} nodad"),
-            format!("ip route add {twin}/128 dev veth-{name}"),
-            format!("ip -n {name} link set lo up"),
-            format!("ip -n {name} addr add {twin}/128 dev eth0 nodad"),
-            format!("ip -n {name} addr add {address}/32 dev eth0"),
-            format!("ip -n {name} link set eth0 up"),
-            format!("ip -n {name} route add 169.254.1.1 dev eth0"),
-            format!("ip -n {name} route add default via 169.254.1.1 src {address}"),
-            format!("ip -n {name} route add default via fe80::1 dev eth0 src {twin}"),
-        ] {
-            run(&command);
-        }
-        Self {
-            helper: Helper::start("pod", Some(name)),
-        }
+    /// The pod with this name in [`PODS`]; its interface on the host is `lxc<name>`.
+    pub(crate) fn start(name: &str) -> Self {
+        let keepers = std::env::var(INSIDE).unwrap();
+        let place = PODS.iter().position(|(pod, _)| *pod == name).unwrap();
+        let keeper = keepers.split(' ').nth(place).unwrap();
+        let namespace = Namespace::network_of(keeper.parse().unwrap());
+        let helper = Helper::start("pod", Some(&namespace));
+        Self { namespace, helper }
+    }
+
+    /// Runs a shell line inside.
+    pub(crate) fn shell(&self, script: &str) {
+        self.namespace.shell(script).unwrap();
+    }
+
+    /// Ends all its processes, and with them its namespace and link.
+    pub(crate) fn end(self) {
+        run(&format!("kill -9 {}", self.namespace.pid()));
     }
 
     /// Echo server on `port`.

@@ -1,5 +1,5 @@
 //! Tests against the running kernel: need root, eBPF and `ip`. They fail without; they never skip.
-//! Each test runs in network and mount namespaces of its own, so nothing is left behind.
+//! Each test runs on a host of the lab (namespaces held by keepers), so nothing is left behind.
 #![expect(
     clippy::unwrap_used,
     reason = "a test fails by panicking, in its helpers too"
