@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs every tier: format, lints, borders, licences, unit,
-# property, direct, etcd and kernel. Run as root: the kernel tier fails, not skips, without it.
+# property, direct, etcd, kernel and compose. Run as root: the last two fail, not skip, without it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
@@ -8,7 +8,7 @@ source scripts/lib.sh
 
 install_build_tools
 install_run_tools
-install_missing clang-format-19=clang-format-19 shellcheck=shellcheck
+install_missing clang-format-19=clang-format-19 shellcheck=shellcheck bpftool=bpftool
 if ! command -v cargo-deny >/dev/null; then
     run cargo install cargo-deny --locked
 fi
@@ -24,4 +24,5 @@ run cargo test --locked --no-run --lib --bins --tests
 run cargo test --locked --lib --bins --test tidy --test etcd
 # Alone and one after another: the story counts connections per second.
 run cargo test --locked --test kernel -- --test-threads=1
+run scripts/test-compose.sh
 run env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
