@@ -148,8 +148,14 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         endpoints,
         known: Known::default(),
     };
-    let cancel = tasks.token();
-    tasks.spawn("datapath", datapath.run(cancel));
+    let (cancel, policies_read) = (tasks.token(), readiness.pending("policy"));
+    tasks.spawn("datapath", datapath.run(policies_read, cancel));
+    let (cancel, written) = (tasks.token(), readiness.pending("enforcer"));
+    let (status, own) = (handle.status.clone(), config.cluster_id);
+    tasks.spawn(
+        "enforcer-ready",
+        datapath::reconciled(status, own, written, cancel),
+    );
 
     let registry = spawn_peers(tasks, &config, &server_tls, &join);
     let statuses = registry.clone();

@@ -7,12 +7,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    enforcer::Change,
-    lifecycle::queue::Batch,
+    enforcer::{self, Change},
+    lifecycle::{ReadyToken, queue::Batch},
     limits::DELTA_BATCH_MAX,
     mesh::{Delta, Deltas, View},
     policy::{Engine, MapDelta, directory::PolicyEvent},
-    types::{EndpointEvent, IdentityId, IpPrefix, LocalEndpoint},
+    types::{ClusterId, EndpointEvent, IdentityId, IpPrefix, LocalEndpoint},
 };
 
 /// Everything the task reads and writes.
@@ -36,11 +36,17 @@ pub(super) struct Known {
 }
 
 impl Datapath {
-    /// Runs until cancelled or until the enforcer is gone.
-    pub(super) async fn run(mut self, cancel: CancellationToken) -> anyhow::Result<()> {
+    /// Runs until cancelled or until the enforcer is gone. Drops `policies_read` when the policy
+    /// directory was read once.
+    pub(super) async fn run(
+        mut self,
+        policies_read: ReadyToken,
+        cancel: CancellationToken,
+    ) -> anyhow::Result<()> {
         if !self.read_policies_once(&cancel).await {
             return Ok(());
         }
+        drop(policies_read);
         loop {
             let mut changes = Vec::new();
             tokio::select! {
@@ -178,6 +184,26 @@ impl Known {
         });
         identities.chain(addresses).collect()
     }
+}
+
+/// Drops `token` once the kernel holds what follows from the policies, this node's endpoints and
+/// the own cluster. Endpoints without an interface are a problem of theirs, and peers are not waited
+/// for: a dead one must not hold back a start.
+pub(super) async fn reconciled(
+    mut status: watch::Receiver<enforcer::Status>,
+    own: ClusterId,
+    token: ReadyToken,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let done = status.wait_for(|status| {
+        let told = status.endpoints_synced && status.clusters_synced.contains(&own.get());
+        told && status.pending == 0
+    });
+    if let Some(done) = cancel.run_until_cancelled(done).await {
+        drop(done?);
+        drop(token);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -36,8 +36,6 @@ pub struct Reconciler<D> {
     restored_ipcache: HashMap<u32, HashSet<IpPrefix>>,
     restored_policy: HashMap<u32, HashSet<PolicyKey>>,
     restored_endpoints: HashSet<EndpointId>,
-    synced: HashSet<u32>,
-    endpoints_synced: bool,
     endpoints: HashMap<EndpointId, Arc<LocalEndpoint>>,
     /// Default-deny bits; kept from the kernel until the policy engine says otherwise.
     flags: HashMap<EndpointId, u32>,
@@ -63,8 +61,6 @@ impl<D: Datapath> Reconciler<D> {
             restored_ipcache: HashMap::new(),
             restored_policy: HashMap::new(),
             restored_endpoints: HashSet::new(),
-            synced: HashSet::new(),
-            endpoints_synced: false,
             endpoints: HashMap::new(),
             flags: HashMap::new(),
             status: Status::default(),
@@ -215,20 +211,20 @@ impl<D: Datapath> Reconciler<D> {
             }
             Change::Endpoint(EndpointEvent::Delete(id)) => self.forget(id),
             Change::Endpoint(EndpointEvent::Synced) => {
-                self.endpoints_synced = true;
+                self.status.endpoints_synced = true;
                 for id in std::mem::take(&mut self.restored_endpoints) {
                     self.endpoints.remove(&id);
                     self.forget(id);
                 }
             }
             Change::Synced { cluster } => {
-                self.synced.insert(cluster.get());
+                self.status.clusters_synced.insert(cluster.get());
                 self.sweep_ipcache(cluster.get());
             }
             Change::RemovedCluster { cluster } => {
                 self.sweep_ipcache(cluster.get());
                 self.sweep_policy_of(cluster.get());
-                self.synced.remove(&cluster.get());
+                self.status.clusters_synced.remove(&cluster.get());
             }
             Change::Members(members) => {
                 let gone =
@@ -290,11 +286,11 @@ impl<D: Datapath> Reconciler<D> {
 
     /// An entry needs both sides known: an endpoint that was not sent yet has no entries yet.
     fn sweep_policy(&mut self) {
-        if !self.endpoints_synced || self.restored_policy.is_empty() {
+        if !self.status.endpoints_synced || self.restored_policy.is_empty() {
             return;
         }
         self.sweep_policy_of(0);
-        for cluster in self.synced.clone() {
+        for cluster in self.status.clusters_synced.clone() {
             self.sweep_policy_of(cluster);
         }
     }

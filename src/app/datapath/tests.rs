@@ -1,6 +1,8 @@
 use tokio::sync::{mpsc, watch};
 
-use super::{Datapath, Known};
+use tokio_util::sync::CancellationToken;
+
+use super::{Datapath, Known, reconciled};
 use crate::{
     enforcer::{
         Change, abi,
@@ -8,8 +10,9 @@ use crate::{
         reconcile::{Reconciler, Status},
     },
     keyspace::{KeyEvent, Kind},
+    lifecycle::{Readiness, Tasks},
     mesh::{Deltas, Mesh, Settings},
-    policy::{self, Engine},
+    policy::{self, Engine, directory::PolicyEvent},
     store::{Options, Store},
     types::{ClusterId, ClusterName, MaxClusters},
 };
@@ -141,4 +144,56 @@ fn lost_removed_still_sweeps_its_cluster() {
     let (changes, status) = street.overrun();
     assert!(changes.contains(&Change::RemovedCluster { cluster: id(2) }));
     assert_eq!((status.ipcache, status.restored), (5, 0));
+}
+
+/// Goal: the token goes with the policy directory's `Synced`, not before.
+#[tokio::test]
+async fn ready_waits_for_the_policy_directory() {
+    let (policies, events) = mpsc::channel(1);
+    let (readiness, tasks) = (Readiness::new(), Tasks::new());
+    let datapath = Datapath {
+        policies: events,
+        ..Street::new().datapath
+    };
+    let run = datapath.run(readiness.pending("policy"), tasks.token());
+    tasks.spawn("datapath", run);
+    let removed = PolicyEvent::FileRemoved { file: "a".into() };
+    policies.send(removed).await.unwrap();
+    // One slot: whoever may send again knows that the last event was taken.
+    drop(policies.reserve().await.unwrap());
+    assert_eq!(readiness.waiting(), ["policy"]);
+    policies.send(PolicyEvent::Synced).await.unwrap();
+    drop(policies.reserve().await.unwrap());
+    assert!(readiness.waiting().is_empty());
+    tasks.shutdown();
+    tasks
+        .finish(std::time::Duration::from_secs(5))
+        .await
+        .unwrap();
+}
+
+/// Goal: neither half of what must be known is enough, nor are writes that failed; peers and
+/// endpoints with a problem are not waited for.
+#[tokio::test]
+async fn ready_waits_for_the_kernel() {
+    let (sender, receiver) = watch::channel(Status::default());
+    let readiness = Readiness::new();
+    let token = readiness.pending("enforcer");
+    let wait = reconciled(receiver, id(1), token, CancellationToken::new());
+    let tell = async {
+        let mut status = Status::default();
+        let mut told = async |change: &dyn Fn(&mut Status)| {
+            change(&mut status);
+            sender.send_replace(status.clone());
+            tokio::task::yield_now().await;
+            readiness.waiting().is_empty()
+        };
+        assert!(!told(&|s| s.endpoints_synced = true).await);
+        assert!(!told(&|s| s.clusters_synced = [2].into()).await);
+        assert!(!told(&|s| (s.pending, s.clusters_synced) = (1, [1].into())).await);
+        let problem = (crate::types::EndpointId(7), "interface missing".to_owned());
+        assert!(told(&|s| (s.pending, s.problems) = (0, [problem.clone()].into())).await);
+    };
+    let (result, ()) = tokio::join!(wait, tell);
+    result.unwrap();
 }

@@ -1,5 +1,5 @@
 //! What the reconciler is told, and what it tells.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     mesh::IpTarget,
@@ -43,6 +43,10 @@ pub enum Change {
 pub struct Status {
     /// Batches applied, the first reconcile included.
     pub generation: u64,
+    /// All of this node's endpoints were told.
+    pub endpoints_synced: bool,
+    /// Clusters, by number, of which everything known was told.
+    pub clusters_synced: BTreeSet<u32>,
     /// Endpoints with programs on their interface.
     pub enforced: usize,
     /// Endpoints that should be enforced and are not, or not fully, and why.
