@@ -1,13 +1,23 @@
-//! Follows the kinds of one cluster's keyspace over one connection: list, then watch, as
+//! Follows the kinds of one cluster's keyspace, connection after connection: list, then watch, as
 //! [`KeyEvent`]s in batches. The same code follows peers, caches and the own cluster store.
 //!
 //! Invariant: for each kind the output is `BeginList`, upserts, `EndList`, then changes in revision
 //! order; a `BeginList` may follow at any time and begins the same again. The watch starts at the
 //! list's revision + 1, so nothing falls between.
-//! Each connection lists again. Consumers mark at `BeginList` and sweep at `EndList`, so entries
-//! that still exist do not flap.
-//! Absent on purpose: decoding values, keeping entries, and resuming over connections.
-use std::{convert::Infallible, sync::Arc, time::Duration};
+//! A new connection goes on behind the last change that was handed on, without a list, if the etcd
+//! cluster is the same and its keys at that revision are those that were handed on, each with its
+//! mod revision. A store that was wiped under its old id, that lags behind, or that has compacted
+//! the revision, does not pass; then the kind is listed. Consumers mark at `BeginList` and sweep at
+//! `EndList`, so entries that still exist do not flap.
+//! Absent on purpose: decoding values, and keeping them.
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::future::try_join_all;
 use tokio::sync::{mpsc, watch};
@@ -29,6 +39,15 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// Why following ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// There is no connection.
+    #[error("connect to the store of {cluster}")]
+    Connect {
+        /// Whose keyspace.
+        cluster: ClusterName,
+        /// Why.
+        #[source]
+        source: EtcdError,
+    },
     /// The connection broke or the server refused.
     #[error("follow {kind:?} of {cluster}")]
     Follow {
@@ -59,7 +78,9 @@ impl Error {
     #[must_use]
     pub const fn class(&self) -> Class {
         match self {
-            Self::Follow { source, .. } | Self::Canaries { source, .. } => source.class(),
+            Self::Connect { source, .. }
+            | Self::Follow { source, .. }
+            | Self::Canaries { source, .. } => source.class(),
             Self::Closed => Class::Fatal,
         }
     }
@@ -110,12 +131,16 @@ impl<T: Send> Sink<T> {
             .map_err(|_closed| Error::Closed)
     }
 
-    async fn events(&self, batch: Vec<KeyEvent>) -> Result<(), Error> {
-        if batch.is_empty() {
-            Ok(())
-        } else {
-            self.send((self.wrap)(batch)).await
+    /// `batch` is made only when there is room for it: what it notes as handed on is. Cancel safe:
+    /// then it was not made.
+    async fn events(&self, batch: impl FnOnce() -> Vec<KeyEvent>) -> Result<(), Error> {
+        let room = self.sender.reserve().await;
+        let room = room.map_err(|_closed| Error::Closed)?;
+        let batch = batch();
+        if !batch.is_empty() {
+            room.send((self.wrap)(batch));
         }
+        Ok(())
     }
 }
 
@@ -132,113 +157,155 @@ pub struct Subject {
     pub canaries: bool,
 }
 
-/// Follows until the connection breaks. Calls `listed` when a kind's list is complete. Dropping the
-/// future ends it between two batches or in front of one; the next call lists again.
-///
-/// # Errors
-/// What broke; never returns otherwise.
-pub async fn follow<T: Send>(
-    client: &Client,
-    subject: &Subject,
-    sink: &Sink<T>,
-    listed: impl Fn(Kind),
-) -> Result<Infallible, Error> {
-    let (open, gate) = watch::channel(Vec::new());
-    let canaries = async {
-        if subject.canaries {
-            follow_canaries(client, subject, &open).await
-        } else {
-            open.send_replace(subject.kinds.clone());
-            std::future::pending().await
-        }
-    };
-    let kinds = try_join_all(subject.kinds.iter().map(|kind| {
-        let mut gate = gate.clone();
-        let listed = &listed;
-        async move {
-            gate.wait_for(|open: &Vec<Kind>| open.contains(kind))
-                .await
-                .map_err(|_closed| Error::Closed)?;
-            follow_kind(client, subject, *kind, sink, listed).await
-        }
-    }));
-    tokio::select! {
-        result = canaries => result,
-        result = kinds => match result {
-            Err(error) => Err(error),
-            // Only without kinds: there is nothing to follow.
-            Ok(_) => std::future::pending().await,
-        },
-    }
+/// Follows one subject and knows how far it came.
+#[derive(Debug)]
+pub struct Follower {
+    subject: Subject,
+    kinds: Vec<KindMachine>,
 }
 
-/// Follows over connections that `connect` makes, until cancelled; for the own cluster store.
-/// Failures are logged once per outage.
-pub async fn run<T: Send, C: Future<Output = Result<Client, EtcdError>>>(
-    connect: impl Fn() -> C,
-    subject: Subject,
-    sink: Sink<T>,
-    cancel: CancellationToken,
-) {
-    let mut pause = RETRY.0;
-    let work = async {
-        loop {
-            let was_listed = std::cell::Cell::new(false);
-            let result = match connect().await {
-                Ok(client) => follow(&client, &subject, &sink, |_| was_listed.set(true)).await,
-                Err(source) => Err(Error::Canaries {
-                    cluster: subject.cluster.clone(),
-                    source,
-                }),
-            };
-            let Err(error) = result;
-            if matches!(error, Error::Closed) {
-                return;
-            }
-            if was_listed.get() || pause == RETRY.0 {
-                tracing::warn!(
-                    cluster = %subject.cluster,
-                    error = &error as &dyn std::error::Error,
-                    "Store connection lost, retrying"
-                );
-                pause = RETRY.0;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY.1);
+impl Follower {
+    /// Knows nothing yet, so the first connection lists.
+    #[must_use]
+    pub fn new(subject: Subject) -> Self {
+        let machine = |kind: &Kind| {
+            let prefix = subject.layout.prefix(*kind, &subject.cluster);
+            KindMachine::new(*kind, &prefix)
+        };
+        Self {
+            kinds: subject.kinds.iter().map(machine).collect(),
+            subject,
         }
-    };
-    cancel.run_until_cancelled(work).await;
+    }
+
+    /// What it follows.
+    #[must_use]
+    pub const fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// Follows until the connection breaks. Calls `complete` when a kind was listed or resumed.
+    /// Dropping the future ends it between two batches or in front of one; the next call goes on
+    /// there. The receiver must be the same in all calls, and keep what it was told in between.
+    ///
+    /// # Errors
+    /// What broke; never returns otherwise.
+    pub async fn follow<T: Send>(
+        &mut self,
+        client: &Client,
+        sink: &Sink<T>,
+        complete: impl Fn(Kind),
+    ) -> Result<Infallible, Error> {
+        let Self { subject, kinds } = self;
+        let subject = &*subject;
+        let (open, gate) = watch::channel(Vec::new());
+        let canaries = async {
+            if subject.canaries {
+                follow_canaries(client, subject, &open).await
+            } else {
+                open.send_replace(subject.kinds.clone());
+                std::future::pending().await
+            }
+        };
+        let kinds = try_join_all(kinds.iter_mut().map(|machine| {
+            let mut gate = gate.clone();
+            let complete = &complete;
+            async move {
+                gate.wait_for(|open: &Vec<Kind>| open.contains(&machine.kind()))
+                    .await
+                    .map_err(|_closed| Error::Closed)?;
+                follow_kind(client, subject, machine, sink, complete).await
+            }
+        }));
+        tokio::select! {
+            result = canaries => result,
+            result = kinds => match result {
+                Err(error) => Err(error),
+                // Only without kinds: there is nothing to follow.
+                Ok(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    /// Follows over connections that `connect` makes, until cancelled; for the own cluster store.
+    /// Failures are logged once per outage.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if the receiver is gone.
+    pub async fn run<T: Send, C: Future<Output = Result<Client, EtcdError>>>(
+        mut self,
+        connect: impl Fn() -> C,
+        sink: Sink<T>,
+        cancel: CancellationToken,
+    ) -> Result<(), Error> {
+        let mut pause = RETRY.0;
+        let work = async {
+            loop {
+                let complete = AtomicBool::new(false);
+                let result = match connect().await {
+                    Ok(client) => {
+                        let note = |_| complete.store(true, Ordering::Relaxed);
+                        self.follow(&client, &sink, note).await
+                    }
+                    Err(source) => Err(Error::Connect {
+                        cluster: self.subject.cluster.clone(),
+                        source,
+                    }),
+                };
+                let Err(error) = result;
+                if matches!(error, Error::Closed) {
+                    return error;
+                }
+                if complete.into_inner() || pause == RETRY.0 {
+                    tracing::warn!(
+                        cluster = %self.subject.cluster,
+                        error = &error as &dyn std::error::Error,
+                        "Store connection lost, retrying"
+                    );
+                    pause = RETRY.0;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY.1);
+            }
+        };
+        cancel.run_until_cancelled(work).await.map_or(Ok(()), Err)
+    }
 }
 
 async fn follow_kind<T: Send>(
     client: &Client,
     subject: &Subject,
-    kind: Kind,
+    machine: &mut KindMachine,
     sink: &Sink<T>,
-    listed: &impl Fn(Kind),
+    complete: &impl Fn(Kind),
 ) -> Result<Infallible, Error> {
+    let kind = machine.kind();
     let prefix = subject.layout.prefix(kind, &subject.cluster);
-    let machine = KindMachine::new(kind, &prefix);
     let failed = |source| Error::Follow {
         cluster: subject.cluster.clone(),
         kind,
         source,
     };
+    let mut from = resume(client, &prefix, machine).await.map_err(failed)?;
     let mut pause = RETRY.0;
     loop {
-        let result = list_and_watch(client, &prefix, &machine, sink, || {
-            listed(kind);
-        })
-        .await;
-        match result {
-            Ok(never) => match never {},
-            Err(Failure::Etcd(error)) if error.class() == Class::Relist => {
+        let round = async {
+            let from = match from.take() {
+                Some(from) => from,
+                None => list(client, &prefix, machine, sink).await?,
+            };
+            complete(kind);
+            watch_from(client, &prefix, from, machine, sink).await
+        };
+        let Err(failure) = round.await;
+        match failure {
+            Failure::Etcd(error) if error.class() == Class::Relist => {
                 tracing::debug!(key_prefix = prefix, error = %error, "listing again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RETRY.1);
             }
-            Err(Failure::Etcd(error)) => return Err(failed(error)),
-            Err(Failure::Sink(error)) => return Err(error),
+            Failure::Etcd(error) => return Err(failed(error)),
+            Failure::Sink(error) => return Err(error),
         }
     }
 }
@@ -248,37 +315,84 @@ enum Failure {
     Sink(Error),
 }
 
-async fn list_and_watch<T: Send>(
+impl From<EtcdError> for Failure {
+    fn from(error: EtcdError) -> Self {
+        Self::Etcd(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Sink(error)
+    }
+}
+
+/// Where to watch from if the server agrees with what was handed on; `None` if it must be listed.
+async fn resume(
     client: &Client,
     prefix: &str,
     machine: &KindMachine,
+) -> Result<Option<i64>, EtcdError> {
+    let Some(mut check) = machine.check() else {
+        return Ok(None);
+    };
+    let mut list = client.list_keys_at(prefix, check.revision());
+    loop {
+        match list.page().await {
+            Ok(Some(page)) if check.page(client.cluster_id(), &page) => {}
+            Ok(None) if check.agrees() => {
+                tracing::debug!(key_prefix = prefix, revision = check.revision(), "resumed");
+                return Ok(Some(check.revision().saturating_add(1)));
+            }
+            Ok(_) => return Ok(None),
+            Err(error) if error.class() == Class::Relist => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Hands on a whole list; returns where to watch from.
+async fn list<T: Send>(
+    client: &Client,
+    prefix: &str,
+    machine: &mut KindMachine,
     sink: &Sink<T>,
-    listed: impl Fn(),
-) -> Result<Infallible, Failure> {
-    sink.events(vec![machine.begin()])
-        .await
-        .map_err(Failure::Sink)?;
+) -> Result<i64, Failure> {
+    sink.events(|| vec![machine.begin()]).await?;
     let mut list = client.list(prefix);
     let mut revision = 0;
-    while let Some(page) = list.page().await.map_err(Failure::Etcd)? {
+    while let Some(page) = list.page().await? {
         revision = page.revision;
-        sink.events(machine.page(page))
-            .await
-            .map_err(Failure::Sink)?;
+        sink.events(|| machine.page(page)).await?;
     }
-    sink.events(vec![machine.end()])
-        .await
-        .map_err(Failure::Sink)?;
-    listed();
-    let mut from = revision.saturating_add(1);
+    let cluster = client.cluster_id();
+    sink.events(|| vec![machine.end(cluster, revision)]).await?;
+    Ok(revision.saturating_add(1))
+}
+
+async fn watch_from<T: Send>(
+    client: &Client,
+    prefix: &str,
+    mut from: i64,
+    machine: &mut KindMachine,
+    sink: &Sink<T>,
+) -> Result<Infallible, Failure> {
     loop {
-        let mut watch = client.watch(prefix, from).await.map_err(Failure::Etcd)?;
-        while let Some(events) = watch.recv().await.map_err(Failure::Etcd)? {
-            sink.events(machine.events(events))
-                .await
-                .map_err(Failure::Sink)?;
-        }
+        let mut watch = client.watch(prefix, from).await?;
+        let ended = loop {
+            match watch.recv().await {
+                Ok(Some(events)) => {
+                    let batch = || machine.events(events, watch.next_revision());
+                    sink.events(batch).await?;
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        // Progress may have been told without events.
         from = watch.next_revision();
+        machine.advance(from);
+        ended?;
         tokio::time::sleep(RETRY.0).await;
     }
 }

@@ -69,6 +69,9 @@ pub const LIST_PAGE_KEYS: i64 = 4096;
 pub const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 // --- follower, peer ---
+/// Most keys of one kind that are remembered for resuming, about 100 MB; a cluster with more is
+/// listed on each connection.
+pub const RESUME_KEYS_MAX: usize = 1 << 20;
 /// Largest peer file; real ones have a few hundred bytes.
 pub const PEER_FILE_BYTES_MAX: u64 = 256 * 1024;
 /// How often the peer directory is scanned even if no notification came (network file systems).

@@ -28,7 +28,8 @@ mod shared;
 /// What the mesh learns of one peer, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberEvent {
-    /// A session begins and the peer's configuration is accepted; lists follow. A peer that came
+    /// A session begins and the peer's configuration is accepted; lists follow, or changes
+    /// behind what was sent before. A peer that came
     /// back with another id was `Removed` first.
     Connected {
         /// The peer.
@@ -68,7 +69,7 @@ pub struct PeerStatus {
     pub etcd_cluster_id: Option<u64>,
     /// What its cluster-config says; `None` until retrieved.
     pub config: Option<RemoteConfig>,
-    /// Kinds whose list is done in this connection.
+    /// Kinds that are complete in this connection, by a list or because nothing was missed.
     pub synced: SyncedKinds,
     /// Failed attempts since start.
     pub num_failures: u64,

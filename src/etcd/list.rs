@@ -10,7 +10,7 @@ use crate::limits;
 pub struct Entry {
     /// The whole key.
     pub key: Bytes,
-    /// Its value.
+    /// Its value; empty in a list of keys.
     pub value: Bytes,
     /// Revision of the last change.
     pub revision: i64,
@@ -34,19 +34,32 @@ pub struct List<'a> {
     end: Vec<u8>,
     limit: i64,
     revision: i64,
+    keys_only: bool,
 }
 
 impl Client {
     /// Lists all keys that begin with `prefix`, which must not be empty.
     #[must_use]
     pub fn list(&self, prefix: &str) -> List<'_> {
+        self.list_from(prefix, 0, false)
+    }
+
+    /// Lists the keys, without values, that began with `prefix` at `revision`. A server that has
+    /// compacted this revision, or never had it, answers with `Relist`.
+    #[must_use]
+    pub fn list_keys_at(&self, prefix: &str, revision: i64) -> List<'_> {
+        self.list_from(prefix, revision, true)
+    }
+
+    fn list_from(&self, prefix: &str, revision: i64, keys_only: bool) -> List<'_> {
         List {
             client: self,
             prefix: prefix.to_owned(),
             next: Some(prefix.as_bytes().to_vec()),
             end: prefix_end(prefix.as_bytes()),
             limit: limits::LIST_PAGE_KEYS,
-            revision: 0,
+            revision,
+            keys_only,
         }
     }
 }
@@ -61,11 +74,14 @@ impl List<'_> {
             return Ok(None);
         };
         let mut response = loop {
-            let options = GetOptions::new()
+            let mut options = GetOptions::new()
                 .with_range(self.end.clone())
                 .with_limit(self.limit)
                 .with_revision(self.revision)
                 .with_serializable();
+            if self.keys_only {
+                options = options.with_keys_only();
+            }
             let mut kv = self.client.kv.clone();
             let call = kv.get(from.clone(), Some(options));
             match super::call_within("list", &self.prefix, call).await {

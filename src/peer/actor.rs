@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::{
     MemberEvent, SyncedKinds,
     config_file::ConfigFile,
-    session::{Context, Error},
+    session::{Context, Error, Told},
 };
 use crate::limits;
 
@@ -24,12 +24,13 @@ pub(super) enum Desired {
 }
 
 /// Runs until the registry drops its end or the mesh is gone.
-pub(super) async fn run(mut context: Context, mut desired: watch::Receiver<Desired>) {
+pub(super) async fn run(context: Context, mut desired: watch::Receiver<Desired>) {
+    let mut told = Told::default();
     loop {
         let wanted = desired.borrow_and_update().clone();
         match wanted {
             Desired::Removed => {
-                remove(&mut context).await;
+                remove(&context, &mut told).await;
                 if desired.changed().await.is_err() {
                     return;
                 }
@@ -46,7 +47,7 @@ pub(super) async fn run(mut context: Context, mut desired: watch::Receiver<Desir
                             return;
                         }
                     }
-                    () = sessions(&mut context, path, file) => return,
+                    () = sessions(&context, &mut told, path, file) => return,
                 }
                 disconnected(&context, |_| {});
             }
@@ -55,13 +56,13 @@ pub(super) async fn run(mut context: Context, mut desired: watch::Receiver<Desir
 }
 
 /// Withdraws everything at once; entries leave the mesh whether or not the peer is alive.
-async fn remove(context: &mut Context) {
+async fn remove(context: &Context, told: &mut Told) {
     let name = context.name.clone();
     if let Some(trust) = &context.options.trust {
         trust.remove_peer(&name);
     }
     // Also without an announced id: the mesh may hold entries loaded from disk.
-    context.announced = None;
+    *told = Told::default();
     if context
         .sink
         .send(MemberEvent::Removed { name: name.clone() })
@@ -76,13 +77,13 @@ async fn remove(context: &mut Context) {
 }
 
 /// Session after session; ends only if the mesh is gone.
-async fn sessions(context: &mut Context, path: &Path, file: &ConfigFile) {
+async fn sessions(context: &Context, told: &mut Told, path: &Path, file: &ConfigFile) {
     let mut backoff = Backoff::default();
     let mut said = None;
     loop {
         let mut accepted = false;
         // On the heap: a session's future is large and lives long.
-        let result = Box::pin(context.session(path, file, || accepted = true)).await;
+        let result = Box::pin(context.session(told, path, file, || accepted = true)).await;
         let Err(error) = result;
         if error.is_closed() {
             return;

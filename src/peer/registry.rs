@@ -255,7 +255,6 @@ impl Run {
                 name: keys_of.clone(),
                 events,
             }),
-            announced: None,
         };
         let task = self.tasks.spawn(actor::run(context, receiver));
         self.names.insert(task.id(), name);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     etcd::{self, Class, Client, Event},
-    follower::{self, Sink, Subject},
+    follower::{self, Follower, Sink, Subject},
     keyspace::{self, ClusterConfig, Kind, Layout, Rejection},
     limits,
     types::{ClusterId, ClusterName},
@@ -20,8 +20,23 @@ pub(super) struct Context {
     pub(super) options: Arc<Options>,
     pub(super) shared: Arc<Shared>,
     pub(super) sink: Sink<MemberEvent>,
-    /// The id that the mesh knows the peer by, from the first `Connected` to `Removed`.
-    pub(super) announced: Option<ClusterId>,
+}
+
+/// What the mesh was told of the peer. It outlives sessions; `Removed` ends it.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// The id that the mesh knows the peer by.
+    announced: Option<ClusterId>,
+    /// How far the peer's keyspace was handed on.
+    follower: Option<Follower>,
+}
+
+impl Told {
+    /// The one that goes on with `subject`, or a new one if none followed that.
+    fn follower(&mut self, subject: Subject) -> &mut Follower {
+        self.follower = self.follower.take().filter(|f| *f.subject() == subject);
+        self.follower.get_or_insert_with(|| Follower::new(subject))
+    }
 }
 
 /// Why a session ended.
@@ -74,7 +89,8 @@ impl Error {
 impl Context {
     /// Runs until the connection fails. Calls `accepted` once the peer's configuration is accepted.
     pub(super) async fn session(
-        &mut self,
+        &self,
+        told: &mut Told,
         path: &Path,
         file: &ConfigFile,
         accepted: impl FnOnce(),
@@ -84,13 +100,13 @@ impl Context {
         let client = Client::connect(&file.connect).await.map_err(Error::Etcd)?;
         let after_beat = self.establish(&client, path).await?;
         let config = self.cluster_config(&client).await?;
-        self.accept(&config).await?;
+        self.accept(told, &config).await?;
         accepted();
-        let this = &*self;
+        let follower = told.follower(self.subject(&config));
         tokio::select! {
-            result = this.liveness(&client, file, after_beat) => result,
-            result = this.unchanged(&client, &config) => result,
-            result = this.import(&client, &config) => result,
+            result = self.liveness(&client, file, after_beat) => result,
+            result = self.unchanged(&client, &config) => result,
+            result = self.import(&client, follower) => result,
         }
     }
 
@@ -172,13 +188,13 @@ impl Context {
     }
 
     /// Checks and reserves the peer's id and tells the mesh.
-    async fn accept(&mut self, config: &ClusterConfig) -> Result<(), Error> {
+    async fn accept(&self, told: &mut Told, config: &ClusterConfig) -> Result<(), Error> {
         let id = config
             .accept(self.options.max_clusters)
             .map_err(Error::Config)?;
         // Entries of the old id go first, also if the new one is refused.
-        if self.announced.is_some_and(|old| old != id) {
-            self.announced = None;
+        if told.announced.is_some_and(|old| old != id) {
+            *told = Told::default();
             let name = self.name.clone();
             self.sink
                 .send(MemberEvent::Removed { name })
@@ -198,7 +214,7 @@ impl Context {
                 sync_canaries: config.capabilities.synced_canaries,
             });
         });
-        self.announced = Some(id);
+        told.announced = Some(id);
         let name = self.name.clone();
         self.sink
             .send(MemberEvent::Connected { name, id })
@@ -206,21 +222,25 @@ impl Context {
             .map_err(Error::Follow)
     }
 
-    async fn import(&self, client: &Client, config: &ClusterConfig) -> Result<Infallible, Error> {
+    fn subject(&self, config: &ClusterConfig) -> Subject {
         let cached = config.capabilities.cached;
-        let subject = Subject {
+        Subject {
             cluster: self.name.clone(),
             layout: if cached { Layout::Cache } else { Layout::State },
             kinds: Kind::ALL.to_vec(),
             canaries: config.capabilities.synced_canaries,
-        };
-        let listed = |kind| {
+        }
+    }
+
+    async fn import(&self, client: &Client, follower: &mut Follower) -> Result<Infallible, Error> {
+        let complete = |kind| {
             self.shared.update(&self.name, |status| {
                 status.synced.set(kind);
                 status.ready = status.synced.all();
             });
         };
-        follower::follow(client, &subject, &self.sink, listed)
+        follower
+            .follow(client, &self.sink, complete)
             .await
             .map_err(Error::Follow)
     }

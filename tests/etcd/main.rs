@@ -9,6 +9,7 @@
 mod etcdctl;
 mod mtls;
 mod peer;
+mod resume;
 mod store_face;
 
 use std::{convert::Infallible, future::Future};

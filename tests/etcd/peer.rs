@@ -1,4 +1,5 @@
-//! The peer registry against a real etcd: import, loss of the connection, relist and removal.
+//! The peer registry against a real etcd: import, loss of the connection, resumption, a wiped store
+//! and removal.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 use std::{
     path::{Path, PathBuf},
@@ -239,7 +240,7 @@ async fn peer_is_listed_watched_kept_over_an_outage_and_removed() {
     let events = world.keys_until(|seen| deletes(seen, "n1")).await;
     assert!(has(&events, Kind::Nodes, "n2"));
 
-    // The outage itself withdraws nothing; the new list then lacks what went meanwhile.
+    // The outage itself withdraws nothing; then only what happened meanwhile is told.
     etcd.kill();
     eventually(async || {
         world
@@ -255,9 +256,30 @@ async fn peer_is_listed_watched_kept_over_an_outage_and_removed() {
         .unwrap();
     put(&mut client, "cilium/state/nodes/v1/west/n3", "{}").await;
     assert!(matches!(world.next().await, MemberEvent::Connected { .. }));
-    world
-        .keys_until(|seen| ends(seen) == 4 && has(seen, Kind::Nodes, "n3"))
+    let events = world
+        .keys_until(|seen| deletes(seen, "n2") && has(seen, Kind::Nodes, "n3"))
         .await;
+    assert_eq!(events.len(), 2, "nothing is listed again: {events:?}");
+    let before = eventually(async || world.status("west").filter(|s| s.ready)).await;
+
+    // The same etcd without its data has the same id, and must not pass for what it was.
+    etcd.kill();
+    std::fs::remove_dir_all(data.path()).unwrap();
+    etcd.restart();
+    let mut client = etcd.client().await;
+    put(
+        &mut client,
+        "cilium/cluster-config/west",
+        &config(7, false, false),
+    )
+    .await;
+    put(&mut client, "cilium/state/nodes/v1/west/n4", "{}").await;
+    assert!(matches!(world.next().await, MemberEvent::Connected { .. }));
+    world
+        .keys_until(|seen| ends(seen) == 4 && has(seen, Kind::Nodes, "n4"))
+        .await;
+    let after = eventually(async || world.status("west").filter(|s| s.ready)).await;
+    assert_eq!(before.etcd_cluster_id, after.etcd_cluster_id);
 
     // Removal works with a dead peer as well.
     etcd.kill();
@@ -401,7 +423,8 @@ async fn follower_follows_a_store_in_this_process() {
         tombolo::etcd::Client::in_process(channel)
     };
     let sink = tombolo::follower::Sink::new(sender, |events| events);
-    let run = tombolo::follower::run(connect, subject, sink, cancel.clone());
+    let follower = tombolo::follower::Follower::new(subject);
+    let run = follower.run(connect, sink, cancel.clone());
     let read = async {
         let mut seen = Vec::new();
         while ends(&seen) == 0 {
@@ -415,7 +438,8 @@ async fn follower_follows_a_store_in_this_process() {
         cancel.cancel();
     };
     let both = Box::pin(async { tokio::join!(run, read) });
-    tokio::time::timeout(Duration::from_secs(20), both)
+    let (result, ()) = tokio::time::timeout(Duration::from_secs(20), both)
         .await
         .unwrap();
+    result.unwrap();
 }
