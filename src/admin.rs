@@ -7,11 +7,8 @@
 //! Absent on purpose: any route that changes something.
 use std::{
     net::{SocketAddr, TcpListener},
-    os::unix::{
-        fs::{FileTypeExt as _, PermissionsExt as _},
-        net::{UnixListener, UnixStream},
-    },
-    path::{Path, PathBuf},
+    os::unix::net::UnixListener,
+    path::PathBuf,
     sync::Arc,
     time::Instant,
 };
@@ -24,6 +21,7 @@ use crate::{
     lifecycle::{Readiness, Tasks},
     mesh::View,
     peer::PeerStatus,
+    socket,
     types::{ClusterId, ClusterName, LocalEndpoint, MaxClusters},
 };
 
@@ -85,34 +83,9 @@ pub struct Bound {
 /// Why admin can't be served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket's directory is missing and can't be made.
-    #[error("create the directory of socket {}", path.display())]
-    Directory {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Somebody answers there: another agent runs with the same socket.
-    #[error("socket {} is in use by another agent; give each its own --socket-path", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something that is not a socket is there; it is not ours to remove.
-    #[error("{} exists and is not a socket", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The socket can't be bound.
-    #[error("bind socket {}", path.display())]
-    Socket {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// The admin socket can't be bound.
+    #[error("serve on --socket-path")]
+    Socket(#[source] socket::Error),
     /// A TCP address can't be bound.
     #[error("bind {addr} for {what}")]
     Tcp {
@@ -135,7 +108,7 @@ pub enum Error {
 pub fn start(tasks: &Tasks, listen: &Listen, state: State) -> Result<Bound, Error> {
     let metrics = bind_tcp(listen.prometheus, "metrics")?;
     let health = bind_tcp(listen.health, "health")?;
-    let socket = bind_socket(&listen.socket_path)?;
+    let socket = socket::bind(&listen.socket_path).map_err(Error::Socket)?;
     let addr = |tcp: &Option<TcpListener>| tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
     let bound = Bound {
         prometheus: addr(&metrics),
@@ -203,39 +176,4 @@ fn bind_tcp(addr: Option<SocketAddr>, what: &'static str) -> Result<Option<TcpLi
     bind()
         .map(Some)
         .map_err(|source| Error::Tcp { addr, what, source })
-}
-
-/// Binds under a temporary name and renames: the file never exists with a wider mode, and a stale
-/// socket is replaced in one step.
-fn bind_socket(path: &Path) -> Result<UnixListener, Error> {
-    let directory = path.parent().unwrap_or_else(|| Path::new(""));
-    if !directory.as_os_str().is_empty() {
-        std::fs::create_dir_all(directory).map_err(|source| Error::Directory {
-            path: path.into(),
-            source,
-        })?;
-    }
-    if let Ok(metadata) = std::fs::symlink_metadata(path) {
-        if !metadata.file_type().is_socket() {
-            return Err(Error::NotASocket { path: path.into() });
-        }
-        if UnixStream::connect(path).is_ok() {
-            return Err(Error::InUse { path: path.into() });
-        }
-    }
-    let temporary = directory.join(format!(".{}", std::process::id()));
-    let bind = || {
-        let listener = UnixListener::bind(&temporary)?;
-        listener.set_nonblocking(true)?;
-        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
-        std::fs::rename(&temporary, path)?;
-        Ok(listener)
-    };
-    bind().map_err(|source| {
-        drop(std::fs::remove_file(&temporary));
-        Error::Socket {
-            path: path.into(),
-            source,
-        }
-    })
 }

@@ -74,20 +74,29 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("create --state-dir {}", config.state_dir.display()))?;
     let readiness = Readiness::new();
-    let server_tls = tls::ServerTls::load(tls::Paths {
-        cert: config.tls_cert_file.clone(),
-        key: config.tls_key_file.clone(),
-        ca: config.tls_ca_file.clone(),
-    })
-    .context("load the server's certificates; make them with `tombolo certs init`")?;
+    let server_tls = load_tls(&config)
+        .context("load the server's certificates; make them with `tombolo certs init`")?;
     let listener = bind(config.listen).await?;
+    let local = bind_local(&config).await?;
 
     let keyspaces = serve::Keyspaces {
         cluster: new_store(),
         export: new_store(),
         cache: new_store(),
     };
-    spawn_serve(tasks, listener, &server_tls, &keyspaces, &config);
+    let face = serve::Server::new(
+        keyspaces.clone(),
+        config.cluster_name.clone(),
+        serve::Limits::default(),
+    );
+    spawn_serve(tasks, listener, &server_tls, &face);
+    if let Some(local) = local {
+        let (face, cancel) = (face.clone(), tasks.token());
+        tasks.spawn("serve-local", async move {
+            Ok(face.run_local(local, cancel).await?)
+        });
+    }
+    spawn_expiry(tasks, &keyspaces);
 
     let options = enforcer::Options {
         bpf_root: config.bpf_root.clone(),
@@ -173,10 +182,20 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         readiness,
         registry: telemetry::registry().context("register metrics")?,
         started: std::time::Instant::now(),
-        errors: Arc::new(move || standing_errors(&source_status, &policy_status)),
+        errors: Arc::new({
+            let server_tls = server_tls.clone();
+            move || {
+                let mut errors = standing_errors(&source_status, &policy_status);
+                errors.extend(server_tls.refused());
+                errors
+            }
+        }),
         datapath: datapath_status(tasks, handle.status.clone()),
     };
     admin::metrics::register_mesh(&state).context("register metrics")?;
+    let (tls, face) = (server_tls.metrics(), face.metrics());
+    tls.register(&state.registry).context("register metrics")?;
+    face.register(&state.registry).context("register metrics")?;
     admin::metrics::register_drops(&state.registry, move || drop_counts(&handle))
         .context("register metrics")?;
     let listen = admin::Listen {
@@ -194,6 +213,27 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
         .with_context(|| format!("bind --listen {address}"))
 }
 
+fn load_tls(config: &Config) -> Result<tls::ServerTls, tls::Error> {
+    let paths = tls::Paths {
+        cert: config.tls_cert_file.clone(),
+        key: config.tls_key_file.clone(),
+        ca: config.tls_ca_file.clone(),
+    };
+    let roles = tls::RolePaths {
+        admin: config.tls_admin_ca_file.clone(),
+        local: config.tls_local_ca_file.clone(),
+        remote: config.tls_remote_ca_file.clone(),
+    };
+    tls::ServerTls::load_with_roles(paths, roles)
+}
+
+async fn bind_local(config: &Config) -> anyhow::Result<Option<serve::LocalListener>> {
+    match &config.local_listen {
+        Some(listen) => Ok(Some(serve::LocalListener::bind(listen).await?)),
+        None => Ok(None),
+    }
+}
+
 /// Revisions mean something only together with the store's id, so each start has a new one.
 fn new_store() -> Store {
     let cluster_id = rand::random::<u64>() | 1;
@@ -207,8 +247,7 @@ fn spawn_serve(
     tasks: &Tasks,
     listener: TcpListener,
     server_tls: &tls::ServerTls,
-    keyspaces: &serve::Keyspaces,
-    config: &Config,
+    face: &serve::Server,
 ) {
     let cancel = tasks.token();
     let watching = server_tls.clone();
@@ -217,7 +256,7 @@ fn spawn_serve(
         Ok(())
     });
     let (cancel, acceptor) = (tasks.token(), server_tls.clone());
-    let (served, name) = (keyspaces.clone(), config.cluster_name.clone());
+    let face = face.clone();
     tasks.spawn("serve", async move {
         let accept = move |tcp| {
             let acceptor = acceptor.clone();
@@ -226,8 +265,11 @@ fn spawn_serve(
                 Ok::<_, tls::Error>((stream, name.as_str().to_owned()))
             }
         };
-        Ok(serve::run(listener, accept, served, name, cancel).await?)
+        Ok(face.run(listener, accept, cancel).await?)
     });
+}
+
+fn spawn_expiry(tasks: &Tasks, keyspaces: &serve::Keyspaces) {
     for store in [&keyspaces.cluster, &keyspaces.export, &keyspaces.cache] {
         let (cancel, store) = (tasks.token(), store.clone());
         tasks.spawn("lease-expiry", async move {

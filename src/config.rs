@@ -15,7 +15,10 @@ use std::{
 };
 
 pub use self::args::{Args, SocketArg};
-use crate::types::{ClusterId, ClusterName, MaxClusters};
+use crate::{
+    socket::PATH_BYTES_MAX,
+    types::{ClusterId, ClusterName, MaxClusters},
+};
 
 mod args;
 #[cfg(test)]
@@ -23,8 +26,6 @@ mod tests;
 
 const SOCKET_PATH: &str = "/run/tombolo/tombolo.sock";
 const STATE_DIR: &str = "/var/lib/tombolo";
-/// `sun_path` of `struct sockaddr_un` has 108 bytes, the last of which is zero.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// A DNS name's limit, which Kubernetes node names share.
 const NODE_NAME_BYTES_MAX: usize = 253;
 
@@ -63,12 +64,57 @@ pub struct Config {
     pub tls_key_file: PathBuf,
     /// This cluster's CA certificate, PEM.
     pub tls_ca_file: PathBuf,
+    /// CA bundle that vouches for `admin-<cluster>` in place of `tls_ca_file`, PEM.
+    pub tls_admin_ca_file: Option<PathBuf>,
+    /// The same for `local-<cluster>`.
+    pub tls_local_ca_file: Option<PathBuf>,
+    /// The same for `remote` and `remote-<peer>`.
+    pub tls_remote_ca_file: Option<PathBuf>,
+    /// Where tools on this host reach the cluster store without a certificate; `None` if off.
+    pub local_listen: Option<LocalListen>,
     /// Selectors that name no cluster mean the local one.
     pub policy_default_local_cluster: bool,
     /// Form of the log lines.
     pub log_format: LogFormat,
     /// Log debug events too.
     pub debug: bool,
+}
+
+/// Address of the plaintext listener; one that only this host reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalListen {
+    /// A unix socket; an absolute path of at most 107 bytes.
+    Unix(PathBuf),
+    /// An address of the loopback interface.
+    Loopback(SocketAddr),
+}
+
+impl FromStr for LocalListen {
+    type Err = &'static str;
+
+    /// `unix:/path` (also `unix:///path`, as clients spell it) or `127.0.0.1:port`.
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return match path.len() {
+                _ if !path.starts_with('/') => {
+                    Err("is no absolute path; write unix:/run/tombolo/etcd.sock")
+                }
+                0..=PATH_BYTES_MAX => Ok(Self::Unix(path.into())),
+                _ => Err("is longer than the 107 bytes of a socket path; name a shorter one"),
+            };
+        }
+        let address = text.parse::<SocketAddr>().map_err(|_cause| {
+            "is neither unix:/path nor a loopback address; write unix:/run/tombolo/etcd.sock or 127.0.0.1:2378"
+        })?;
+        if !address.ip().to_canonical().is_loopback() {
+            return Err(
+                "can be reached from other hosts, and this listener asks for no certificate; write \
+                 unix:/run/tombolo/etcd.sock or 127.0.0.1:2378, and use --listen for the others",
+            );
+        }
+        Ok(Self::Loopback(address))
+    }
 }
 
 /// Form of the log lines.
@@ -231,9 +277,9 @@ impl Raw {
         let socket_path = self
             .path("socket-path")
             .unwrap_or_else(|| SOCKET_PATH.into());
-        if socket_path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        if socket_path.as_os_str().len() > PATH_BYTES_MAX {
             let message =
-                format!("is longer than the {SOCKET_PATH_BYTES_MAX} bytes of a socket path");
+                format!("is longer than the {PATH_BYTES_MAX} bytes of a socket path");
             self.problem("socket-path", message);
         }
         let addr = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
@@ -268,6 +314,12 @@ impl Raw {
             tls_ca_file: self
                 .path("tls-ca-file")
                 .unwrap_or_else(|| in_certs("ca.crt")),
+            tls_admin_ca_file: self.path("tls-admin-ca-file"),
+            tls_local_ca_file: self.path("tls-local-ca-file"),
+            tls_remote_ca_file: self.path("tls-remote-ca-file"),
+            local_listen: self
+                .parse("local-listen", |text| unless_off(text, str::parse))
+                .flatten(),
             policy_default_local_cluster: self
                 .parse("policy-default-local-cluster", parse_bool)
                 .unwrap_or(true),

@@ -9,6 +9,7 @@ pub mod config;
 pub mod keyspace;
 pub mod lifecycle;
 mod saved;
+pub mod socket;
 pub mod telemetry;
 pub mod tls;
 

@@ -5,6 +5,10 @@ use std::time::Duration;
 /// Longest value that is decoded; larger ones are treated as undecodable (etcd's request default).
 pub const VALUE_BYTES_MAX: usize = 1_572_864;
 
+// --- telemetry ---
+/// How often a line is written about what strangers can repeat at will, of each kind.
+pub const LOG_SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
+
 // --- store ---
 /// Most events a store keeps for watches and reads of the past: minutes of a busy mesh, so that a
 /// reader that reconnects resumes instead of listing again.
@@ -29,14 +33,24 @@ pub const WATCH_BATCH_BYTES: usize = 1 << 20;
 // --- serve ---
 /// Longest request message: etcd's 1.5 MiB of payload and 512 KiB for its framing.
 pub const REQUEST_BYTES_MAX: usize = VALUE_BYTES_MAX + (512 << 10);
-/// Most connections at once; a mesh of 511 clusters with two readers each fits.
-pub const CONNECTIONS_MAX: usize = 2_048;
+/// Most connections at once; a mesh of 511 clusters with a few readers each fits.
+pub const CONNECTIONS_MAX: usize = 4_096;
+/// Most connections of one address and of one common name: no single client can take all, and a
+/// thousand agents behind one address fit.
+pub const CONNECTIONS_PER_CLIENT_MAX: usize = CONNECTIONS_MAX / 2;
 /// Most TLS handshakes at once; each may burn a millisecond of CPU before a client is known.
 pub const HANDSHAKES_MAX: usize = 64;
+/// Most of them with one address, whose others wait: who stalls, stalls itself.
+pub const HANDSHAKES_PER_ADDRESS_MAX: usize = HANDSHAKES_MAX / 4;
 /// A client that takes longer than this to authenticate is dropped.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most concurrent calls and streams per connection.
-pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
+pub const STREAMS_PER_CONNECTION_MAX: usize = 1_024;
+/// How many more HTTP/2 lets in, so that a client hears the limit's name and does not just wait.
+pub const STREAMS_SPARE: usize = 64;
+/// Most calls of one common name in work at once, over all its connections; each may hold a request
+/// of `REQUEST_BYTES_MAX`.
+pub const REQUESTS_PER_CLIENT_MAX: usize = 512;
 /// Most watches on one watch stream; a Cilium agent holds about ten per peer.
 pub const WATCHES_PER_STREAM_MAX: usize = 1_024;
 /// How often an idle peer is pinged, and how long it has to answer.
@@ -53,10 +67,13 @@ pub const LEASE_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 pub const SERVE_DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 // --- tls, etcd ---
-/// Longest TLS handshake, either side; a WAN round trip takes a small part of it.
+/// Longest TLS handshake as a client; a WAN round trip takes a small part of it.
 pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the server's certificate files are compared; renewals are rare and overlap for days.
-pub const TLS_RELOAD_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the server's certificate files are compared: a few small reads, and soon enough for a
+/// person who waits for the effect.
+pub const TLS_RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the files are read anew when they differ from one read to the next.
+pub const TLS_READS_MAX: usize = 3;
 /// Longest TCP connect to an etcd endpoint before the next one is tried.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest unary call; etcd's own request timeout is 7 s plus elections.

@@ -1,16 +1,14 @@
 //! The etcd v3 face of the stores: gRPC over an authenticated connection, or within the process.
 //! Always true: a connection's rights follow from its certificate's CN alone and are checked for
 //! each call; every answer carries a header with the served store's cluster id and revision.
-//! Order: `run` accepts, hands the socket to `accept` (TLS), serves until `cancel`.
+//! Order: a `Server` accepts, hands the socket to `accept` (TLS), serves until `cancel`; before each
+//! call stands a `guard` with the limits of its client.
 //! Absent on purpose: users, members, snapshots; rustls (the caller passes the handshake in).
 use std::{
     fmt,
     future::Future,
     io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use etcd_client::proto::{
@@ -18,30 +16,33 @@ use etcd_client::proto::{
 };
 use futures::StreamExt;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::JoinSet,
+    sync::mpsc,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Request, Status,
-    body::Body,
-    codegen::http,
-    service::Routes,
-    transport::{Server, server::Connected},
-};
+use tonic::{Request, Status, body::Body, codegen::http, service::Routes};
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
-use self::access::Access;
+use self::{accept::Acceptor, access::Access, guard::GuardLayer};
+pub use self::{
+    clients::Limits,
+    local::{LocalError, LocalListener},
+    metrics::Metrics,
+};
 use crate::{limits, store::Store, types::ClusterName};
 
+mod accept;
 mod access;
+mod clients;
 mod cluster;
 mod convert;
+mod guard;
 mod kv;
 mod lease;
+mod local;
+mod metrics;
 mod watch;
 
 /// The stores that are served, by who reads them.
@@ -63,11 +64,10 @@ pub enum Error {
     Serve(#[source] tonic::transport::Error),
 }
 
-/// Serves until `cancel` fires; open streams then end, and calls get a short time to finish.
-/// `accept` authenticates a socket and yields the encrypted stream with the client's CN.
+/// Serves with the default limits, see [`Server::run`].
 ///
 /// # Errors
-/// [`Error::Serve`]; what single connections do wrong is logged and goes no further.
+/// As [`Server::run`].
 pub async fn run<A, F, I, E>(
     listener: TcpListener,
     accept: A,
@@ -81,27 +81,115 @@ where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     E: fmt::Display + Send + 'static,
 {
-    let (connections, incoming) = mpsc::channel(1);
-    let serving = Server::builder()
-        .max_concurrent_streams(Some(limits::STREAMS_PER_CONNECTION_MAX))
-        .http2_keepalive_interval(Some(limits::CONNECTION_PING_INTERVAL))
-        .http2_keepalive_timeout(Some(limits::CONNECTION_PING_TIMEOUT))
-        .add_routes(routes())
-        .serve_with_incoming_shutdown(
-            ReceiverStream::new(incoming).map(Ok::<_, io::Error>),
-            cancel.clone().cancelled_owned(),
-        );
-    tokio::pin!(serving);
-    let access = |cn: &str| Access::for_common_name(cn, &keyspaces, &cluster, cancel.clone());
-    tokio::select! {
-        served = &mut serving => return served.map_err(Error::Serve),
-        () = accept_all(&listener, accept, access, connections, &cancel) => {}
+    let server = Server::new(keyspaces, cluster, Limits::default());
+    server.run(listener, accept, cancel).await
+}
+
+/// The etcd v3 face, on any number of listeners. Cheap to clone; clones count together.
+#[derive(Debug, Clone)]
+pub struct Server {
+    keyspaces: Keyspaces,
+    cluster: ClusterName,
+    limits: Limits,
+    metrics: Metrics,
+}
+
+impl Server {
+    /// Serves nothing yet. The limits hold for each listener by itself.
+    #[must_use]
+    pub fn new(keyspaces: Keyspaces, cluster: ClusterName, limits: Limits) -> Self {
+        let metrics = Metrics::default();
+        Self {
+            keyspaces,
+            cluster,
+            limits,
+            metrics,
+        }
     }
-    match tokio::time::timeout(limits::SERVE_DRAIN_TIMEOUT, serving).await {
-        Ok(served) => served.map_err(Error::Serve),
-        Err(_) => {
-            tracing::info!("calls still open after the drain time are dropped");
-            Ok(())
+
+    /// Connections, calls and refusals.
+    #[must_use]
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Serves until `cancel` fires; open streams then end, and calls get a short time to finish.
+    /// `accept` authenticates a socket, in bounded time, and yields the encrypted stream with the
+    /// client's CN.
+    ///
+    /// # Errors
+    /// [`Error::Serve`]; what single connections do wrong is logged and goes no further.
+    pub async fn run<A, F, I, E>(
+        self,
+        listener: TcpListener,
+        accept: A,
+        cancel: CancellationToken,
+    ) -> Result<(), Error>
+    where
+        A: Fn(TcpStream) -> F,
+        F: Future<Output = Result<(I, String), E>> + Send + 'static,
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        E: fmt::Display + Send + 'static,
+    {
+        let access = |cn: &str| {
+            Access::for_common_name(cn, &self.keyspaces, &self.cluster, cancel.clone())
+        };
+        self.serve(&listener, accept, access, &cancel).await
+    }
+
+    /// As [`Self::run`], for clients on this host: without a handshake, with full rights on the
+    /// cluster store.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_local(
+        self,
+        listener: LocalListener,
+        cancel: CancellationToken,
+    ) -> Result<(), Error> {
+        let accept =
+            |stream| async move { Ok::<_, std::convert::Infallible>((stream, local::NAME.to_owned())) };
+        let access = |_: &str| Access::full(self.keyspaces.cluster.clone(), cancel.clone());
+        self.serve(&listener, accept, access, &cancel).await
+    }
+
+    async fn serve<L, F, I, E>(
+        &self,
+        listener: &L,
+        accept: impl Fn(L::Stream) -> F,
+        access: impl Fn(&str) -> Access,
+        cancel: &CancellationToken,
+    ) -> Result<(), Error>
+    where
+        L: accept::Listener,
+        F: Future<Output = Result<(I, String), E>> + Send + 'static,
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        E: fmt::Display + Send + 'static,
+    {
+        let (connections, incoming) = mpsc::channel(1);
+        let streams = self.limits.streams_per_connection + limits::STREAMS_SPARE;
+        let serving = tonic::transport::Server::builder()
+            .max_concurrent_streams(u32::try_from(streams).ok())
+            .http2_keepalive_interval(Some(limits::CONNECTION_PING_INTERVAL))
+            .http2_keepalive_timeout(Some(limits::CONNECTION_PING_TIMEOUT))
+            .layer(GuardLayer)
+            .add_routes(routes(self.limits.request_bytes))
+            .serve_with_incoming_shutdown(
+                ReceiverStream::new(incoming).map(Ok::<_, io::Error>),
+                cancel.clone().cancelled_owned(),
+            );
+        tokio::pin!(serving);
+        let acceptor = Acceptor::new(self.limits, self.metrics.clone());
+        tokio::select! {
+            served = &mut serving => return served.map_err(Error::Serve),
+            () = acceptor.run(listener, accept, access, connections, cancel) => {}
+        }
+        match tokio::time::timeout(limits::SERVE_DRAIN_TIMEOUT, serving).await {
+            Ok(served) => served.map_err(Error::Serve),
+            Err(_) => {
+                tracing::info!("calls still open after the drain time are dropped");
+                Ok(())
+            }
         }
     }
 }
@@ -111,7 +199,7 @@ where
 #[must_use]
 pub fn in_process(store: Store, cancel: CancellationToken) -> etcd_client::Channel {
     let access = Access::full(store, cancel);
-    let service = routes()
+    let service = routes(limits::REQUEST_BYTES_MAX)
         .map_request(move |mut request: http::Request<Body>| {
             request.extensions_mut().insert(access.clone());
             request
@@ -136,8 +224,7 @@ pub async fn store_expiry(store: Store, cancel: CancellationToken) {
 #[derive(Debug, Clone, Copy)]
 struct Face;
 
-fn routes() -> Routes {
-    let max = limits::REQUEST_BYTES_MAX;
+fn routes(max: usize) -> Routes {
     Routes::new(PbKvServer::new(Face).max_decoding_message_size(max))
         .add_service(PbWatchServer::new(Face).max_decoding_message_size(max))
         .add_service(PbLeaseServer::new(Face).max_decoding_message_size(max))
@@ -153,125 +240,4 @@ fn open<T>(request: Request<T>) -> Result<(Access, T), Status> {
         .remove::<Access>()
         .ok_or_else(access::permission_denied)?;
     Ok((access, message))
-}
-
-async fn accept_all<A, F, I, E>(
-    listener: &TcpListener,
-    accept: A,
-    access: impl Fn(&str) -> Access,
-    connections: mpsc::Sender<Connection<I>>,
-    cancel: &CancellationToken,
-) where
-    A: Fn(TcpStream) -> F,
-    F: Future<Output = Result<(I, String), E>> + Send + 'static,
-    I: Send + 'static,
-    E: fmt::Display + Send + 'static,
-{
-    let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-    let mut handshakes = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            Some(done) = handshakes.join_next(), if !handshakes.is_empty() => {
-                let Ok(Some((io, cn, permit))) = done else { continue };
-                let cn: String = cn;
-                let access = access(&cn);
-                if !access.has_role() {
-                    tracing::warn!(cn, "client certificate has no role here");
-                }
-                let connection = Connection { io, access, _permit: permit };
-                if connections.send(connection).await.is_err() {
-                    return;
-                }
-            }
-            accepted = listener.accept(), if handshakes.len() < limits::HANDSHAKES_MAX => {
-                let (tcp, from) = match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        // Out of descriptors, most likely: give connections time to end.
-                        tracing::warn!(%error, "connection not accepted");
-                        let pause = tokio::time::sleep(Duration::from_millis(100));
-                        cancel.run_until_cancelled(pause).await;
-                        continue;
-                    }
-                };
-                let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
-                    tracing::warn!(%from, "connection refused: too many are open");
-                    continue;
-                };
-                if let Err(error) = tcp.set_nodelay(true) {
-                    tracing::debug!(%from, %error, "nodelay not set");
-                }
-                let handshake = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accept(tcp));
-                handshakes.spawn(async move {
-                    match handshake.await {
-                        Ok(Ok((io, cn))) => Some((io, cn, permit)),
-                        Ok(Err(error)) => {
-                            tracing::debug!(%from, %error, "handshake failed");
-                            None
-                        }
-                        Err(_) => {
-                            tracing::debug!(%from, "handshake timed out");
-                            None
-                        }
-                    }
-                });
-            }
-        }
-    }
-}
-
-/// An authenticated stream with its rights; counts as open until dropped.
-struct Connection<I> {
-    io: I,
-    access: Access,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl<I> Connected for Connection<I> {
-    type ConnectInfo = Access;
-
-    fn connect_info(&self) -> Access {
-        self.access.clone()
-    }
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Connection<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Connection<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
 }

@@ -12,7 +12,10 @@ use tracing_subscriber::{
     util::{SubscriberInitExt as _, TryInitError},
 };
 
+pub use self::sample::Samples;
 use crate::config::LogFormat;
+
+mod sample;
 
 /// Installs the process's subscriber. With `debug` our own debug events are logged, but not those
 /// of the HTTP and TLS libraries, which would drown them.

@@ -2,9 +2,11 @@
 //! may vouch for whom.
 //!
 //! The subject's common name is the user, as in Cilium's etcd. The own CA may vouch for any name; a
-//! CA taken from a peer may vouch for `remote-<that peer>` and for nothing else.
+//! CA taken from a peer may vouch for `remote-<that peer>` and for nothing else; a role with a
+//! bundle of its own takes that one in place of the own CA.
 //! Invariant: a handshake uses files as they are at that moment (client), or as the last successful
-//! load found them (server); a bad new file never replaces a good one that is in use.
+//! load found them (server); a bad new file never replaces a good one that is in use; every refusal
+//! has a [`Reason`], which is counted.
 //! Absent on purpose: revocation lists, and any crypto provider but ring.
 use std::{
     path::{Path, PathBuf},
@@ -18,11 +20,16 @@ use rustls::{
 
 pub use self::{
     client::{ClientOptions, ClientStream, ClientTls},
-    server::{Paths, ServerStream, ServerTls},
+    metrics::Metrics,
+    reason::Reason,
+    server::{Paths, RolePaths, ServerStream, ServerTls},
     trust::ClientTrust,
 };
 
+mod bundle;
 mod client;
+mod metrics;
+mod reason;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -97,13 +104,23 @@ pub enum Error {
         what: &'static str,
     },
     /// Certificates and keys are readable but do not make a configuration.
-    #[error("set up TLS from {path}")]
+    #[error("set up TLS from {path}: {}; {}", Reason::of(source), Reason::of(source).next_step())]
     Setup {
         /// The file that is most likely the cause.
         path: PathBuf,
         /// Why.
         #[source]
         source: rustls::Error,
+    },
+    /// A certificate in a configured file cannot be used.
+    #[error("use the certificate of {subject} in {path}: {reason}; {}", reason.next_step())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: Reason,
+        /// The certificate's subject.
+        subject: String,
     },
     /// No bundle of system roots was found, and no CA file is configured.
     #[error("find the system's CA certificates; name a CA file instead")]
@@ -118,8 +135,10 @@ pub enum Error {
     #[error("read the common name of a client certificate")]
     CommonName,
     /// The handshake as a server failed: no certificate, one that nobody vouches for, or no TLS.
-    #[error("accept a TLS client")]
+    #[error("accept a TLS client: {reason}; {}", reason.next_step())]
     Accept {
+        /// Why, in one word.
+        reason: Reason,
         /// Why.
         #[source]
         source: std::io::Error,
@@ -143,6 +162,20 @@ impl Error {
     #[must_use]
     pub const fn is_missing(&self) -> bool {
         matches!(self, Self::Missing { .. })
+    }
+
+    /// The reason in one word.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Missing { .. } | Self::Read { .. } | Self::Pem { .. } => Reason::Unreadable,
+            Self::Unusable { reason, .. } | Self::Accept { reason, .. } => *reason,
+            Self::Setup { source, .. } => Reason::of(source),
+            Self::CommonName => Reason::CommonName,
+            Self::Timeout => Reason::Timeout,
+            Self::Connect { source, .. } => Reason::of_io(source),
+            Self::NoSystemRoots | Self::ServerName { .. } => Reason::Protocol,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::*;
 use crate::{
+    socket,
     admin::{self, Listen, State, metrics::DropCount},
     enforcer::DropEvent,
     keyspace::Kind,
@@ -503,20 +504,23 @@ fn socket_is_private_and_never_taken_from_a_living_agent() {
         };
         admin::start(&Tasks::new(), &listen, state(Readiness::new()).0).unwrap_err()
     };
-    assert!(matches!(start(agent.path()), admin::Error::InUse { .. }));
+    assert!(matches!(
+        start(agent.path()),
+        admin::Error::Socket(socket::Error::InUse { .. })
+    ));
     let file = agent.dir.path().join("file");
     std::fs::write(&file, "precious").unwrap();
     assert!(matches!(
         start(file.clone()),
-        admin::Error::NotASocket { .. }
+        admin::Error::Socket(socket::Error::NotASocket { .. })
     ));
     assert!(matches!(
         start(file.join("below")),
-        admin::Error::Directory { .. }
+        admin::Error::Socket(socket::Error::Directory { .. })
     ));
     assert!(matches!(
         start(agent.dir.path().join("x".repeat(300))),
-        admin::Error::Socket { .. }
+        admin::Error::Socket(socket::Error::Bind { .. })
     ));
     assert_eq!(agent.says("version"), "tombolo 0.1.0\n");
 }

@@ -68,6 +68,20 @@ pub struct Args {
     /// state directory].
     #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_CA_FILE")]
     pub tls_ca_file: Option<String>,
+    /// CA bundle that vouches for admin-<cluster> in place of --tls-ca-file [default: none].
+    #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_ADMIN_CA_FILE")]
+    pub tls_admin_ca_file: Option<String>,
+    /// CA bundle that vouches for local-<cluster> in place of --tls-ca-file [default: none].
+    #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_LOCAL_CA_FILE")]
+    pub tls_local_ca_file: Option<String>,
+    /// CA bundle that vouches for remote and remote-<peer> in place of --tls-ca-file
+    /// [default: none].
+    #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_REMOTE_CA_FILE")]
+    pub tls_remote_ca_file: Option<String>,
+    /// Plaintext listener for tools on this host, with full rights on the cluster store:
+    /// unix:/PATH (mode 0600), a loopback address, or 'off' [default: off].
+    #[arg(long, value_name = "ADDR", env = "TOMBOLO_LOCAL_LISTEN")]
+    pub local_listen: Option<String>,
     /// Policy selectors that name no cluster mean the local one [default: true].
     #[arg(
         long,
@@ -101,7 +115,7 @@ impl Args {
     pub(super) fn given<'a>(
         &'a self,
         socket: &'a SocketArg,
-    ) -> [(&'static str, &'a Option<String>); 19] {
+    ) -> [(&'static str, &'a Option<String>); 23] {
         [
             ("cluster-name", &self.cluster_name),
             ("cluster-id", &self.cluster_id),
@@ -119,6 +133,10 @@ impl Args {
             ("tls-cert-file", &self.tls_cert_file),
             ("tls-key-file", &self.tls_key_file),
             ("tls-ca-file", &self.tls_ca_file),
+            ("tls-admin-ca-file", &self.tls_admin_ca_file),
+            ("tls-local-ca-file", &self.tls_local_ca_file),
+            ("tls-remote-ca-file", &self.tls_remote_ca_file),
+            ("local-listen", &self.local_listen),
             (
                 "policy-default-local-cluster",
                 &self.policy_default_local_cluster,

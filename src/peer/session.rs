@@ -112,6 +112,11 @@ impl Context {
 
     /// Lets the peer's CA vouch for the peer as our client.
     fn trust(&self, file: &ConfigFile) {
+        if let (Some(trust), Some((cert, _))) = (&self.options.trust, &file.connect.tls.identity)
+            && let Err(error) = trust.watch_expiry_for_peer(&self.name, cert)
+        {
+            tracing::debug!(clusterName = %self.name, %error, "expiry of client certificate unknown");
+        }
         let (Some(trust), Some(path)) = (&self.options.trust, file.ca_file()) else {
             return;
         };
