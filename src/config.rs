@@ -278,8 +278,7 @@ impl Raw {
             .path("socket-path")
             .unwrap_or_else(|| SOCKET_PATH.into());
         if socket_path.as_os_str().len() > PATH_BYTES_MAX {
-            let message =
-                format!("is longer than the {PATH_BYTES_MAX} bytes of a socket path");
+            let message = format!("is longer than the {PATH_BYTES_MAX} bytes of a socket path");
             self.problem("socket-path", message);
         }
         let addr = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));

@@ -4,12 +4,7 @@
 //! Order: a `Server` accepts, hands the socket to `accept` (TLS), serves until `cancel`; before each
 //! call stands a `guard` with the limits of its client.
 //! Absent on purpose: users, members, snapshots; rustls (the caller passes the handshake in).
-use std::{
-    fmt,
-    future::Future,
-    io,
-    time::Instant,
-};
+use std::{fmt, future::Future, io, time::Instant};
 
 use etcd_client::proto::{
     PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer,
@@ -131,9 +126,8 @@ impl Server {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         E: fmt::Display + Send + 'static,
     {
-        let access = |cn: &str| {
-            Access::for_common_name(cn, &self.keyspaces, &self.cluster, cancel.clone())
-        };
+        let access =
+            |cn: &str| Access::for_common_name(cn, &self.keyspaces, &self.cluster, cancel.clone());
         self.serve(&listener, accept, access, &cancel).await
     }
 
@@ -147,8 +141,9 @@ impl Server {
         listener: LocalListener,
         cancel: CancellationToken,
     ) -> Result<(), Error> {
-        let accept =
-            |stream| async move { Ok::<_, std::convert::Infallible>((stream, local::NAME.to_owned())) };
+        let accept = |stream| async move {
+            Ok::<_, std::convert::Infallible>((stream, local::NAME.to_owned()))
+        };
         let access = |_: &str| Access::full(self.keyspaces.cluster.clone(), cancel.clone());
         self.serve(&listener, accept, access, &cancel).await
     }

@@ -7,7 +7,6 @@ use tokio::sync::{broadcast, watch};
 
 use super::*;
 use crate::{
-    socket,
     admin::{self, Listen, State, metrics::DropCount},
     enforcer::DropEvent,
     keyspace::Kind,
@@ -15,6 +14,7 @@ use crate::{
     mesh::{IdentityView, IpTarget, NodeView, View},
     peer::{PeerStatus, RemoteConfig, SyncedKinds},
     policy::Direction,
+    socket,
     types::{
         ClusterId, ClusterName, EndpointId, IdentityId, Labels, LocalEndpoint, MaxClusters,
         NamedPort,

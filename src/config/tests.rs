@@ -162,3 +162,37 @@ fn larger_meshes_allow_larger_ids() {
     assert!(!ids("--max-connected-clusters=511", "--cluster-id=512"));
     assert!(!ids("--max-connected-clusters=255", "--cluster-id=256"));
 }
+
+#[test]
+fn the_local_listener_is_off_or_out_of_reach_for_other_hosts() {
+    let local = |text: &str| {
+        let flag = format!("--local-listen={text}");
+        load(&[&MINIMAL[..], &[flag.as_str()]].concat())
+    };
+    assert_eq!(load(&MINIMAL).unwrap().local_listen, None);
+    assert_eq!(local("off").unwrap().local_listen, None);
+    let unix = Some(LocalListen::Unix("/run/t/etcd.sock".into()));
+    for text in ["unix:/run/t/etcd.sock", "unix:///run/t/etcd.sock"] {
+        assert_eq!(local(text).unwrap().local_listen, unix, "{text}");
+    }
+    for text in ["127.0.0.1:2378", "127.9.9.9:1", "[::1]:2378"] {
+        let loopback = Some(LocalListen::Loopback(text.parse().unwrap()));
+        assert_eq!(local(text).unwrap().local_listen, loopback, "{text}");
+    }
+    for (text, reason) in [
+        ("0.0.0.0:2378", "asks for no certificate; write unix:/"),
+        ("[::]:2378", "asks for no certificate; write unix:/"),
+        ("192.0.2.1:2378", "asks for no certificate; write unix:/"),
+        (":2378", "neither unix:/path nor a loopback address; write"),
+        (
+            "localhost:2378",
+            "neither unix:/path nor a loopback address; write",
+        ),
+        ("unix:etcd.sock", "is no absolute path; write"),
+        (&format!("unix:/{}", "x".repeat(107)), "name a shorter one"),
+    ] {
+        let problems = local(text).unwrap_err();
+        assert_eq!(problems[0].0, "local-listen", "{text}");
+        assert!(problems[0].1.contains(reason), "{text}: {}", problems[0].1);
+    }
+}

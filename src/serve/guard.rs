@@ -74,8 +74,7 @@ impl CallerShared {
             return None;
         }
         let max = self.limits.request_bytes;
-        self.metrics
-            .limit_hit(Limit::RequestBytes, max, &self.name);
+        self.metrics.limit_hit(Limit::RequestBytes, max, &self.name);
         let found: String = found.chars().take_while(char::is_ascii_digit).collect();
         Some(Status::resource_exhausted(format!(
             "grpc: received message larger than max ({found} vs. {max})"

@@ -250,15 +250,14 @@ impl ServerTls {
 
     /// One per handshake: its verifier remembers what it saw.
     fn config(&self, witness: Arc<Witness>) -> Result<rustls::ServerConfig, Error> {
-        let mut config =
-            rustls::ServerConfig::builder_with_provider(Arc::clone(&self.provider))
-                .with_safe_default_protocol_versions()
-                .map_err(|source| Error::Setup {
-                    path: self.paths.server.cert.clone(),
-                    source,
-                })?
-                .with_client_cert_verifier(witness)
-                .with_cert_resolver(Arc::clone(&self.current.load().resolver));
+        let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|source| Error::Setup {
+                path: self.paths.server.cert.clone(),
+                source,
+            })?
+            .with_client_cert_verifier(witness)
+            .with_cert_resolver(Arc::clone(&self.current.load().resolver));
         config.alpn_protocols = vec![b"h2".to_vec()];
         // A resumed session would keep the user that a meanwhile removed CA vouched for.
         config.session_storage = Arc::new(NoServerSessionStorage {});

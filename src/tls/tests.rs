@@ -217,3 +217,130 @@ fn missing_files_are_told_from_bad_ones_and_a_bad_reload_changes_nothing() {
     );
     assert!(server.reload().unwrap());
 }
+
+/// Each bad new file is refused with its reason, counted, and the old ones stay in use.
+#[tokio::test]
+async fn bad_new_files_are_refused_with_their_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, other) = (ca("own"), ca("other"));
+    let server = server(dir.path(), &own);
+    let registry = prometheus::Registry::new();
+    server.metrics().register(&registry).unwrap();
+    let day = time::Duration::days(1);
+    let now = time::OffsetDateTime::now_utc();
+    let made = |issuer: &Ca, change: &dyn Fn(&mut CertificateParams)| {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.signed_by(&key, &issuer.issuer).unwrap().pem();
+        (pem, key.serialize_pem())
+    };
+    let good = made(&own, &|_| {});
+    let old_ca = {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = now - day;
+        params
+            .self_signed(&KeyPair::generate().unwrap())
+            .unwrap()
+            .pem()
+    };
+    let with = |pair: (String, String)| (pair.0, pair.1, own.pem.clone());
+    let for_clients = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    };
+    let rows = [
+        (with(("half".into(), good.1.clone())), Reason::Unreadable),
+        (with((good.0.clone(), "half".into())), Reason::Unreadable),
+        (
+            (good.0.clone(), good.1.clone(), String::new()),
+            Reason::Unreadable,
+        ),
+        (
+            with(made(&own, &|p| p.not_after = now - day)),
+            Reason::Expired,
+        ),
+        (
+            with(made(&own, &|p| p.not_before = now + day)),
+            Reason::NotYetValid,
+        ),
+        (with(made(&own, &for_clients)), Reason::WrongUsage),
+        (with(made(&other, &|_| {})), Reason::UnknownIssuer),
+        (
+            with((good.0.clone(), made(&own, &|_| {}).1)),
+            Reason::KeyMismatch,
+        ),
+        ((good.0.clone(), good.1.clone(), old_ca), Reason::Expired),
+        (
+            (good.0.clone(), good.1.clone(), good.0.clone()),
+            Reason::WrongUsage,
+        ),
+    ];
+    let client = own.client(dir.path(), "admin-here");
+    std::fs::write(dir.path().join("trusted.crt"), &own.pem).unwrap();
+    let options = ClientOptions {
+        ca: Some(dir.path().join("trusted.crt")),
+        identity: client,
+        ..Default::default()
+    };
+    for ((cert, key, ca), reason) in rows {
+        std::fs::write(dir.path().join("server.crt"), cert).unwrap();
+        std::fs::write(dir.path().join("server.key"), key).unwrap();
+        std::fs::write(dir.path().join("ca.crt"), ca).unwrap();
+        let error = server.reload().unwrap_err();
+        assert_eq!(error.reason(), reason, "{error}");
+        let said = server.refused().unwrap();
+        let file = dir.path().display().to_string();
+        assert!(said.contains(&file), "names the file: {said}");
+        assert_eq!(
+            user(&server, options.clone()).await.as_deref(),
+            Some("admin-here")
+        );
+    }
+    std::fs::remove_file(dir.path().join("server.key")).unwrap();
+    assert_eq!(server.reload().unwrap_err().reason(), Reason::Unreadable);
+
+    let text = || {
+        let families = registry.gather();
+        prometheus::TextEncoder::new()
+            .encode_to_string(&families)
+            .unwrap()
+    };
+    let refused = "tombolo_tls_reloads_refused_total{reason=\"unreadable\"} 4";
+    assert!(text().contains(refused), "{}", text());
+    let (cert, key) = made(&own, &|p| p.not_after = now + day);
+    std::fs::write(dir.path().join("server.crt"), cert).unwrap();
+    std::fs::write(dir.path().join("server.key"), key).unwrap();
+    std::fs::write(dir.path().join("ca.crt"), &own.pem).unwrap();
+    assert!(server.reload().unwrap());
+    assert_eq!(server.refused(), None);
+    let expiry = (now + day).unix_timestamp();
+    let line = format!(
+        "tombolo_certificate_expiry_timestamp_seconds{{peer=\"\",role=\"server\"}} {expiry}\n"
+    );
+    assert!(text().contains(&line), "{line} in {}", text());
+}
+
+#[tokio::test]
+async fn a_peers_expiry_is_shown_while_it_is_configured() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, east) = (ca("own"), ca("east"));
+    let server = server(dir.path(), &own);
+    let registry = prometheus::Registry::new();
+    server.metrics().register(&registry).unwrap();
+    let name = "east".parse().unwrap();
+    let trust = server.trust();
+    trust
+        .set_peer(&name, Path::new("east"), east.pem.as_bytes())
+        .unwrap();
+    let (cert, _) = east.client(dir.path(), "remote-own").unwrap();
+    trust.watch_expiry_for_peer(&name, &cert).unwrap();
+    let shown = || {
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather());
+        text.unwrap().matches("{peer=\"east\",role=").count()
+    };
+    assert_eq!(shown(), 2);
+    trust.remove_peer(&name);
+    assert_eq!(shown(), 0);
+}

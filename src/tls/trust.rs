@@ -16,7 +16,7 @@ use rustls::{
 
 use super::{
     CommonName, Error, Metrics, Reason, bundle,
-    bundle::{Bundle, intermediate_names, issuer_name},
+    bundle::{Bundle, issuer_name},
     certificates,
 };
 use crate::types::ClusterName;

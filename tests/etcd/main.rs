@@ -11,6 +11,12 @@ mod mtls;
 mod peer;
 mod resume;
 mod store_face;
+mod tls;
+mod tls_limits;
+mod tls_local;
+mod tls_reload;
+mod tls_roles;
+mod tls_table;
 
 use std::{convert::Infallible, future::Future};
 
