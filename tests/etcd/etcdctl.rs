@@ -8,7 +8,7 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{Face, within};
 
-const ETCDCTL: &str = "/usr/bin/etcdctl";
+pub(crate) const ETCDCTL: &str = "/usr/bin/etcdctl";
 
 /// False, with a loud word, where the binary is missing; CI promises it.
 pub(crate) fn is_installed() -> bool {
