@@ -7,7 +7,8 @@
 //! Invariant: a handshake uses files as they are at that moment (client), or as the last successful
 //! load found them (server); a bad new file never replaces a good one that is in use; every refusal
 //! has a [`Reason`], which is counted.
-//! Absent on purpose: revocation lists, and any crypto provider but ring.
+//! Absent on purpose: revocation lists, the expiry of a CA after it was loaded, and any crypto
+//! provider but ring.
 use std::{
     path::{Path, PathBuf},
     sync::Arc,

@@ -65,6 +65,20 @@ async fn a_private_socket_gives_full_rights_on_the_cluster_store() {
         .expect("the socket of an agent that has ended is replaced");
 }
 
+#[test]
+fn an_address_of_other_hosts_is_refused_at_start() {
+    let done = Command::new(env!("CARGO_BIN_EXE_tombolo"))
+        .args(["agent", "--cluster-name=west", "--cluster-id=1"])
+        .arg("--local-listen=0.0.0.0:2378")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(2), "{text}");
+    let reason = "local-listen: \"0.0.0.0:2378\": can be reached from other hosts";
+    let next_step = "write unix:/run/tombolo/etcd.sock or 127.0.0.1:2378";
+    assert!(text.contains(reason) && text.contains(next_step), "{text}");
+}
+
 #[tokio::test]
 async fn a_loopback_address_does_the_same() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -371,13 +371,13 @@ async fn a_role_with_a_bundle_of_its_own_listens_to_nobody_else() {
         (&world.east, "remote-east", true),
         (&world.east, "remote", false),
     ];
-    for (ca, name, expected) in rows {
+    for (row, (ca, name, expected)) in (0..).zip(rows) {
         let hello = Hello::new(&world.own, Some(ca.client(name)));
         let answered = match hello.client(face.address).await {
             Ok(mut client) => within(client.get("cilium/.heartbeat", None)).await.is_ok(),
             Err(_) => false,
         };
-        assert_eq!(answered, expected, "{name} by {}", ca.pem);
+        assert_eq!(answered, expected, "row {row}: {name}");
     }
     face.face.stop().await;
 }
