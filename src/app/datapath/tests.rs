@@ -185,7 +185,10 @@ async fn ready_waits_for_the_kernel() {
         let mut told = async |change: &dyn Fn(&mut Status)| {
             change(&mut status);
             sender.send_replace(status.clone());
-            tokio::task::yield_now().await;
+            // More than one turn, as the two halves take turns at going first.
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
             readiness.waiting().is_empty()
         };
         assert!(!told(&|s| s.endpoints_synced = true).await);
