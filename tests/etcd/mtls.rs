@@ -67,10 +67,10 @@ fn chain(mut error: &dyn StdError) -> String {
 
 /// Refused clients try again until then; one handshake is enough here.
 const QUICKLY: &str = "--command-timeout=1s";
-const NO_CERTIFICATE: &str = "peer sent no certificates";
-const NOBODY_VOUCHES: &str = "invalid peer certificate: UnknownIssuer";
+const NO_CERTIFICATE: &str = "no_certificate";
+const MAY_NOT_VOUCH: &str = "may_not_vouch";
 /// By a CA that has the name of ours, and another key.
-const IMPOSTOR: &str = "invalid peer certificate: BadSignature";
+const IMPOSTOR: &str = "bad_signature";
 
 async fn start(dir: &Path) -> (Face, Handshakes) {
     let mut params = CertificateParams::default();
@@ -343,14 +343,14 @@ async fn everyone_else_is_refused_with_certificates_of_our_making() {
     }
     for (identity, args, reason) in [
         // admin-cluster1, local-cluster1, remote and remote-cluster3 by cluster2's CA
-        ("forged/admin", put, NOBODY_VOUCHES),
-        ("forged/admin", get, NOBODY_VOUCHES),
-        ("forged/local", get, NOBODY_VOUCHES),
-        ("forged/remote", get, NOBODY_VOUCHES),
-        ("third/cluster1-client", get, NOBODY_VOUCHES),
+        ("forged/admin", put, MAY_NOT_VOUCH),
+        ("forged/admin", get, MAY_NOT_VOUCH),
+        ("forged/local", get, MAY_NOT_VOUCH),
+        ("forged/remote", get, MAY_NOT_VOUCH),
+        ("third/cluster1-client", get, MAY_NOT_VOUCH),
         // admin-cluster1 and remote-cluster2 by an unknown CA
         ("unknown/admin", put, IMPOSTOR),
-        ("unvouched/cluster1-client", get, NOBODY_VOUCHES),
+        ("unvouched/cluster1-client", get, IMPOSTOR),
     ] {
         let (success, text) = mesh.output(&face, identity, args).await;
         assert!(!success, "{identity} {args:?}: {text}");
