@@ -15,6 +15,8 @@ pub const LOG_SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
 pub const STORE_HISTORY_EVENTS_MAX: usize = 100_000;
 /// Most bytes that history keeps alive; a few large values must not stand for many events.
 pub const STORE_HISTORY_BYTES_MAX: usize = 256 << 20;
+/// Most past states kept for readers that page through one; each costs up to 8 bytes a key.
+pub const STORE_PAST_STATES_MAX: usize = 8;
 /// Most conditions or steps of a transaction (etcd's `--max-txn-ops` default).
 pub const TXN_OPS_MAX: usize = 128;
 /// Deepest transaction within a transaction; the check recurses, so it must end.

@@ -13,17 +13,21 @@ use bytes::Bytes;
 use self::state::State;
 pub use self::{
     lease::LeaseStatus,
+    record::Record,
     types::{
-        Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, KeyRange,
+        Change, Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, KeyRange,
         KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, SortTarget, Txn, TxnOp,
         TxnOpResponse, TxnResponse, prefix_end,
     },
     watch::{Position, WatchBatch, WatchError, WatchRequest, Watcher},
 };
 
+mod index;
 mod lease;
+mod past;
 #[cfg(test)]
 mod proptests;
+mod record;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -174,7 +178,7 @@ impl Store {
     /// One key, now.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<KeyValue> {
-        self.shared.read().get(key).cloned()
+        self.shared.read().get(key).map(KeyValue::from)
     }
 
     /// Reads keys; see [`RangeRequest`].
@@ -222,7 +226,10 @@ impl Store {
             ..PutRequest::default()
         };
         self.write(|state| {
-            let same = |kv: &KeyValue| kv.value == request.value && kv.lease == request.lease;
+            let same = |record: &Record| {
+                let kv = record.fields();
+                kv.value == request.value && kv.lease == request.lease
+            };
             if state.get(&request.key).is_some_and(same) {
                 return Ok(false);
             }

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::Error;
+use super::{Error, Record, index::Index};
 use crate::limits;
 
 /// All leases of a store.
@@ -21,7 +21,7 @@ pub(super) struct Leases {
 struct Lease {
     ttl: Duration,
     deadline: Instant,
-    keys: BTreeSet<Bytes>,
+    keys: Index,
 }
 
 /// What is known of a lease.
@@ -58,7 +58,7 @@ impl Leases {
             Lease {
                 ttl,
                 deadline,
-                keys: BTreeSet::new(),
+                keys: Index::default(),
             },
         );
         Ok(id)
@@ -79,15 +79,18 @@ impl Leases {
 
     pub(super) fn status(&self, id: i64, now: Instant) -> Result<LeaseStatus, Error> {
         let lease = self.by_id.get(&id).ok_or(Error::LeaseNotFound { id })?;
+        let keys = lease.keys.iter();
         Ok(LeaseStatus {
             granted: lease.ttl,
             remaining: lease.deadline.saturating_duration_since(now),
-            keys: lease.keys.iter().cloned().collect(),
+            keys: keys
+                .map(|record| Bytes::copy_from_slice(record.key()))
+                .collect(),
         })
     }
 
     /// Forgets the lease and yields its keys, which the caller deletes.
-    pub(super) fn remove(&mut self, id: i64) -> Option<BTreeSet<Bytes>> {
+    pub(super) fn remove(&mut self, id: i64) -> Option<Index> {
         let lease = self.by_id.remove(&id)?;
         self.by_deadline.remove(&(lease.deadline, id));
         Some(lease.keys)
@@ -107,13 +110,14 @@ impl Leases {
         ids
     }
 
-    pub(super) fn attach(&mut self, id: i64, key: &Bytes) {
-        if let Some(lease) = self.by_id.get_mut(&id) {
-            lease.keys.insert(key.clone());
+    /// Notes a new version of a key with a lease. Lease 0 is none and has no keys.
+    pub(super) fn attach(&mut self, record: &Record) {
+        if let Some(lease) = self.by_id.get_mut(&record.lease()) {
+            lease.keys.insert(record.clone());
         }
     }
 
-    pub(super) fn detach(&mut self, id: i64, key: &Bytes) {
+    pub(super) fn detach(&mut self, id: i64, key: &[u8]) {
         if let Some(lease) = self.by_id.get_mut(&id) {
             lease.keys.remove(key);
         }

@@ -1,40 +1,31 @@
 //! What a store's lock guards: the present keys, the history of changes, the leases.
-//! Invariants: `history` holds one batch for each revision in `compacted.max(2)..=revision`, in
-//! order, none empty; `history_events` and `history_bytes` are its sums. A past state is the
-//! present one with the batches above it undone, so old values live in the history only.
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+//! Invariants: `history` holds the changes of each revision in `compacted.max(2)..=revision`, in
+//! order, at least one each; `history_bytes` is its sum. A past state is the present one with the
+//! changes above it undone, so old versions live in the history only.
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 
 use super::{
-    DeleteRequest, DeleteResponse, Error, Event, KeyRange, KeyValue, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, SortTarget, lease::Leases,
+    Change, DeleteRequest, DeleteResponse, Error, KeyRange, KeyValue, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, Record, SortTarget, index::Index, lease::Leases, past::Past,
+    record::Fields,
 };
 use crate::limits;
-
-/// All changes of one revision; events keep `prev` for undo and for watches that ask.
-#[derive(Debug)]
-pub(super) struct Batch {
-    pub(super) revision: i64,
-    pub(super) events: Vec<Event>,
-}
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) revision: i64,
     pub(super) compacted: i64,
     pub(super) leases: Leases,
-    keys: BTreeMap<Bytes, KeyValue>,
+    keys: Index,
     keys_bytes: usize,
-    history: VecDeque<Arc<Batch>>,
+    past: Past,
+    history: VecDeque<Change>,
     history_max: usize,
-    history_events: usize,
     history_bytes: usize,
     /// Changes of the revision being written; empty between calls.
-    pending: Vec<Event>,
+    pending: Vec<Change>,
 }
 
 impl State {
@@ -43,21 +34,21 @@ impl State {
             revision: 1,
             compacted: 0,
             leases: Leases::default(),
-            keys: BTreeMap::new(),
+            keys: Index::default(),
             keys_bytes: 0,
+            past: Past::default(),
             history: VecDeque::new(),
             history_max,
-            history_events: 0,
             history_bytes: 0,
             pending: Vec::new(),
         }
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Option<&KeyValue> {
+    pub(super) fn get(&self, key: &[u8]) -> Option<&Record> {
         self.keys.get(key)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(super) const fn len(&self) -> usize {
         self.keys.len()
     }
 
@@ -66,12 +57,8 @@ impl State {
     }
 
     /// The present keys of a range, ascending.
-    pub(super) fn iter(&self, range: &KeyRange) -> impl Iterator<Item = &KeyValue> {
-        let bounds = range.bounds();
-        bounds
-            .into_iter()
-            .flat_map(|b| self.keys.range::<[u8], _>(b))
-            .map(|(_, kv)| kv)
+    pub(super) fn iter(&self, range: &KeyRange) -> impl Iterator<Item = &Record> {
+        self.keys.range(range)
     }
 
     /// The revision that a read or write of the open transaction belongs to.
@@ -106,31 +93,13 @@ impl State {
         self.check_revision(request.revision)?;
         let revision = self.open_revision();
         if request.revision > 0 && request.revision < revision {
-            let past = self.past(&request.range, request.revision);
-            return Ok(select(request, revision, past.into_values()));
+            let history = self.history.iter().rev();
+            let newer = history.take_while(|c| c.record.mod_revision() > request.revision);
+            let newer = self.pending.iter().rev().chain(newer);
+            let past = self.past.at(request.revision, &self.keys, newer);
+            return Ok(select(request, revision, &past));
         }
-        Ok(select(request, revision, self.iter(&request.range)))
-    }
-
-    /// The keys of a range as they were after `revision`.
-    fn past(&self, range: &KeyRange, revision: i64) -> BTreeMap<&Bytes, &KeyValue> {
-        let mut keys: BTreeMap<_, _> = self.iter(range).map(|kv| (&kv.key, kv)).collect();
-        let newer = self
-            .history
-            .iter()
-            .rev()
-            .take_while(|b| b.revision > revision);
-        let events = newer.flat_map(|batch| batch.events.iter().rev());
-        for event in self.pending.iter().rev().chain(events) {
-            if !range.contains(event.key()) {
-                continue;
-            }
-            match event.prev() {
-                Some(prev) => keys.insert(&prev.key, prev),
-                None => keys.remove(event.key()),
-            };
-        }
-        keys
+        Ok(select(request, revision, &self.keys))
     }
 
     pub(super) fn check_put(&self, request: &PutRequest) -> Result<(), Error> {
@@ -143,7 +112,7 @@ impl State {
         if request.ignore_lease && request.lease != 0 {
             return Err(Error::LeaseProvided);
         }
-        if (request.ignore_value || request.ignore_lease) && !self.keys.contains_key(&request.key) {
+        if (request.ignore_value || request.ignore_lease) && self.get(&request.key).is_none() {
             return Err(Error::KeyNotFound);
         }
         if request.lease != 0 && !self.leases.contains(request.lease) {
@@ -155,87 +124,73 @@ impl State {
     /// Writes into the open revision; the request passed `check_put`.
     pub(super) fn put(&mut self, request: &PutRequest) -> PutResponse {
         let revision = self.revision + 1;
-        let prev = self.keys.get(&request.key);
-        let kv = match prev {
-            Some(prev) => KeyValue {
-                // The index keeps its key, so the new event shares that allocation.
-                key: prev.key.clone(),
-                value: if request.ignore_value {
-                    &prev.value
-                } else {
-                    &request.value
-                }
-                .clone(),
-                create_revision: prev.create_revision,
-                mod_revision: revision,
-                version: prev.version + 1,
-                lease: if request.ignore_lease {
-                    prev.lease
-                } else {
-                    request.lease
-                },
+        let prev = self.keys.get(&request.key).cloned();
+        let was = prev.as_ref().map(Record::fields).unwrap_or_default();
+        let record = Record::new(&Fields {
+            key: &request.key,
+            create_revision: if prev.is_some() {
+                was.create_revision
+            } else {
+                revision
             },
-            None => KeyValue {
-                key: request.key.clone(),
-                value: request.value.clone(),
-                create_revision: revision,
-                mod_revision: revision,
-                version: 1,
-                lease: request.lease,
+            mod_revision: revision,
+            version: was.version + 1,
+            value: if request.ignore_value {
+                was.value
+            } else {
+                &request.value
             },
-        };
-        self.keys_bytes += kv.len_bytes();
-        let prev = match self.keys.get_mut(&kv.key) {
-            Some(slot) => Some(std::mem::replace(slot, kv.clone())),
-            None => self.keys.insert(kv.key.clone(), kv.clone()),
-        };
-        self.keys_bytes -= prev.as_ref().map_or(0, KeyValue::len_bytes);
-        let old_lease = prev.as_ref().map_or(0, |prev| prev.lease);
-        if old_lease != kv.lease {
-            self.leases.detach(old_lease, &kv.key);
-            self.leases.attach(kv.lease, &kv.key);
+            lease: if request.ignore_lease {
+                was.lease
+            } else {
+                request.lease
+            },
+        });
+        let lease = record.lease();
+        if was.lease != lease {
+            self.leases.detach(was.lease, &request.key);
         }
-        let prev_kv = prev.clone().filter(|_| request.prev_kv);
-        self.pending.push(Event::Put { kv, prev });
+        self.leases.attach(&record);
+        self.keys_bytes += record.len_bytes();
+        self.keys_bytes -= prev.as_ref().map_or(0, Record::len_bytes);
+        self.keys.insert(record.clone());
+        let prev_kv = prev.as_ref().filter(|_| request.prev_kv);
+        let prev_kv = prev_kv.map(KeyValue::from);
+        self.pending.push(Change { record, prev });
         PutResponse { revision, prev_kv }
     }
 
     /// Deletes into the open revision.
     pub(super) fn delete(&mut self, request: &DeleteRequest) -> DeleteResponse {
-        let doomed: Vec<Bytes> = self.iter(&request.range).map(|kv| kv.key.clone()).collect();
-        let mut prev_kvs = Vec::with_capacity(if request.prev_kv { doomed.len() } else { 0 });
-        for key in &doomed {
-            if let Some(prev) = self.delete_key(key)
-                && request.prev_kv
-            {
-                prev_kvs.push(prev);
-            }
+        let doomed: Vec<Record> = self.iter(&request.range).cloned().collect();
+        for record in &doomed {
+            self.delete_key(record.key());
         }
+        let prev_kvs = doomed.iter().filter(|_| request.prev_kv);
         DeleteResponse {
             revision: self.open_revision(),
             deleted: doomed.len() as u64,
-            prev_kvs,
+            prev_kvs: prev_kvs.map(KeyValue::from).collect(),
         }
     }
 
-    fn delete_key(&mut self, key: &[u8]) -> Option<KeyValue> {
-        let (key, prev) = self.keys.remove_entry(key)?;
+    fn delete_key(&mut self, key: &[u8]) {
+        let Some(prev) = self.keys.remove(key) else {
+            return;
+        };
         self.keys_bytes -= prev.len_bytes();
-        self.leases.detach(prev.lease, &key);
-        let revision = self.revision + 1;
-        self.pending.push(Event::Delete {
-            key,
-            revision,
-            prev: Some(prev.clone()),
+        self.leases.detach(prev.lease(), key);
+        self.pending.push(Change {
+            record: Record::tombstone(key, self.revision + 1),
+            prev: Some(prev),
         });
-        Some(prev)
     }
 
     /// Removes a lease and its keys in one revision; `None` if there is no such lease.
     pub(super) fn revoke(&mut self, id: i64) -> Option<u64> {
         let keys = self.leases.remove(id)?;
-        for key in &keys {
-            self.delete_key(key);
+        for record in keys.iter() {
+            self.delete_key(record.key());
         }
         self.commit();
         Some(keys.len() as u64)
@@ -247,19 +202,16 @@ impl State {
             return false;
         }
         self.revision += 1;
-        let events = std::mem::take(&mut self.pending);
-        self.history_events += events.len();
-        self.history_bytes += events.iter().map(Event::len_bytes).sum::<usize>();
-        self.history.push_back(Arc::new(Batch {
-            revision: self.revision,
-            events,
-        }));
-        while self.history.len() > 1
-            && (self.history_events > self.history_max
-                || self.history_bytes > limits::STORE_HISTORY_BYTES_MAX)
+        self.history_bytes += self.pending.iter().map(Change::len_bytes).sum::<usize>();
+        self.history.extend(self.pending.drain(..));
+        while self.history.len() > self.history_max
+            || self.history_bytes > limits::STORE_HISTORY_BYTES_MAX
         {
-            self.drop_oldest();
-            self.compacted = self.history.front().map_or(self.revision, |b| b.revision);
+            // The newest revision is kept, whatever its size.
+            let Some(oldest) = self.oldest().filter(|oldest| *oldest < self.revision) else {
+                break;
+            };
+            self.forget_below(oldest + 1);
         }
         true
     }
@@ -276,60 +228,74 @@ impl State {
                 compact_revision: self.compacted,
             });
         }
-        while self.history.front().is_some_and(|b| b.revision < revision) {
-            self.drop_oldest();
-        }
-        self.compacted = revision;
+        self.forget_below(revision);
         Ok(())
     }
 
-    fn drop_oldest(&mut self) {
-        if let Some(batch) = self.history.pop_front() {
-            self.history_events -= batch.events.len();
-            self.history_bytes -= batch.events.iter().map(Event::len_bytes).sum::<usize>();
-        }
+    /// The revision of the oldest change.
+    fn oldest(&self) -> Option<i64> {
+        self.history.front().map(|c| c.record.mod_revision())
     }
 
-    /// Up to `max` batches from revision `from` on; O(1) to find, shared and not copied.
-    pub(super) fn batches(&self, from: i64, max: usize) -> impl Iterator<Item = &Arc<Batch>> {
-        let first = self.history.front().map_or(from, |b| b.revision);
-        let skip = usize::try_from(from.saturating_sub(first)).unwrap_or(0);
-        self.history.iter().skip(skip).take(max)
+    fn forget_below(&mut self, revision: i64) {
+        while self.oldest().is_some_and(|oldest| oldest < revision) {
+            let forgotten = self.history.pop_front();
+            self.history_bytes -= forgotten.as_ref().map_or(0, Change::len_bytes);
+        }
+        self.compacted = revision;
+        self.past.compact(revision);
+    }
+
+    /// All changes from revision `from` on. Looks from the end, where readers are as a rule.
+    pub(super) fn changes(&self, from: i64) -> impl Iterator<Item = &Change> {
+        let len = self.history.len();
+        let is_older = |change: &Change| change.record.mod_revision() < from;
+        let mut low = len;
+        let mut step = 1;
+        while low > 0 && !is_older(&self.history[low - 1]) {
+            low = low.saturating_sub(step);
+            step *= 2;
+        }
+        let mut high = (low + step).min(len);
+        while low < high {
+            let middle = low.midpoint(high);
+            if is_older(&self.history[middle]) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        self.history.range(low..)
     }
 }
 
-fn select<'a>(
-    request: &RangeRequest,
-    revision: i64,
-    mut kvs: impl Iterator<Item = &'a KeyValue>,
-) -> RangeResponse {
+fn select(request: &RangeRequest, revision: i64, keys: &Index) -> RangeResponse {
+    let count = keys.count(&request.range);
     let mut response = RangeResponse {
         revision,
+        count: i64::try_from(count).unwrap_or(i64::MAX),
         ..RangeResponse::default()
     };
     if request.count_only {
-        response.count = as_count(kvs.count());
         return response;
     }
     let limit = usize::try_from(request.limit)
         .ok()
-        .filter(|limit| *limit > 0);
+        .filter(|limit| *limit > 0)
+        .unwrap_or(usize::MAX);
     let in_order = request.sort == SortTarget::Key && !request.descending;
-    let mut chosen: Vec<&KeyValue> = Vec::new();
+    let mut chosen: Vec<&Record> = Vec::new();
     if in_order && !request.is_filtered() {
-        chosen.extend(kvs.by_ref().take(limit.unwrap_or(usize::MAX)));
-        let rest = kvs.count();
-        response.count = as_count(chosen.len() + rest);
-        response.more = rest > 0;
+        chosen.extend(keys.range(&request.range).take(limit));
+        response.more = count > chosen.len();
     } else {
-        let mut count = 0_usize;
-        chosen.extend(kvs.inspect(|_| count += 1).filter(|kv| request.passes(kv)));
-        response.count = as_count(count);
+        let passing = |record: &&Record| request.passes(&record.fields());
+        chosen.extend(keys.range(&request.range).filter(passing));
         sort(&mut chosen, request);
-        response.more = limit.is_some_and(|limit| chosen.len() > limit);
-        chosen.truncate(limit.unwrap_or(usize::MAX));
+        response.more = chosen.len() > limit;
+        chosen.truncate(limit);
     }
-    response.kvs = chosen.into_iter().cloned().collect();
+    response.kvs = chosen.into_iter().map(KeyValue::from).collect();
     if request.keys_only {
         response
             .kvs
@@ -339,19 +305,15 @@ fn select<'a>(
     response
 }
 
-fn sort(kvs: &mut [&KeyValue], request: &RangeRequest) {
+fn sort(records: &mut [&Record], request: &RangeRequest) {
     match request.sort {
         SortTarget::Key => {}
-        SortTarget::Version => kvs.sort_by_key(|kv| kv.version),
-        SortTarget::Create => kvs.sort_by_key(|kv| kv.create_revision),
-        SortTarget::Mod => kvs.sort_by_key(|kv| kv.mod_revision),
-        SortTarget::Value => kvs.sort_by(|a, b| a.value.cmp(&b.value)),
+        SortTarget::Version => records.sort_by_key(|record| record.fields().version),
+        SortTarget::Create => records.sort_by_key(|record| record.fields().create_revision),
+        SortTarget::Mod => records.sort_by_key(|record| record.mod_revision()),
+        SortTarget::Value => records.sort_by_key(|record| record.value()),
     }
     if request.descending {
-        kvs.reverse();
+        records.reverse();
     }
-}
-
-fn as_count(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }

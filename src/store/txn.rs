@@ -4,8 +4,8 @@
 use bytes::Bytes;
 
 use super::{
-    Compare, CompareOp, CompareTarget, Error, KeyRange, KeyValue, Txn, TxnOp, TxnOpResponse,
-    TxnResponse, state::State,
+    Compare, CompareOp, CompareTarget, Error, KeyRange, Record, Txn, TxnOp, TxnOpResponse,
+    TxnResponse, record::Fields, state::State,
 };
 use crate::limits;
 
@@ -149,20 +149,20 @@ fn apply(
 }
 
 fn holds(state: &State, compare: &Compare) -> bool {
-    let mut kvs = state.iter(&compare.range).peekable();
+    let mut kvs = state.iter(&compare.range).map(Record::fields).peekable();
     if kvs.peek().is_some() {
-        return kvs.all(|kv| holds_for(kv, compare));
+        return kvs.all(|kv| holds_for(&kv, compare));
     }
     // A value that does not exist compares to nothing; its numbers are zero.
-    !matches!(compare.target, CompareTarget::Value(_)) && holds_for(&KeyValue::default(), compare)
+    !matches!(compare.target, CompareTarget::Value(_)) && holds_for(&Fields::default(), compare)
 }
 
-fn holds_for(kv: &KeyValue, compare: &Compare) -> bool {
+fn holds_for(kv: &Fields<'_>, compare: &Compare) -> bool {
     let ordering = match &compare.target {
         CompareTarget::Version(given) => kv.version.cmp(given),
         CompareTarget::Create(given) => kv.create_revision.cmp(given),
         CompareTarget::Mod(given) => kv.mod_revision.cmp(given),
-        CompareTarget::Value(given) => kv.value.cmp(given),
+        CompareTarget::Value(given) => kv.value.cmp(given.as_ref()),
         CompareTarget::Lease(given) => kv.lease.cmp(given),
     };
     match compare.op {

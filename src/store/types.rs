@@ -1,8 +1,8 @@
 //! The words of the keyspace: key-values, ranges, requests, answers and events. No locks, no I/O.
-//! All bytes are `Bytes`: a value is held once and shared by the index, the history and readers.
-use std::ops::Bound;
-
+//! All bytes are `Bytes`: what readers get shares the allocation of a [`Record`].
 use bytes::Bytes;
+
+use super::{Record, record::Fields};
 
 /// One key with its value, as etcd's `mvccpb.KeyValue`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -84,27 +84,11 @@ impl KeyRange {
             && (self.is_from_key() || (!other.is_from_key() && other.range_end <= self.range_end))
     }
 
-    /// Bounds for an ordered map; `None` if the set is empty.
-    pub(super) fn bounds(&self) -> Option<Bounds<'_>> {
-        let start = Bound::Included(&self.key[..]);
-        if self.range_end.is_empty() {
-            Some((start, start))
-        } else if self.is_from_key() {
-            Some((start, Bound::Unbounded))
-        } else if self.key < self.range_end {
-            Some((start, Bound::Excluded(&self.range_end[..])))
-        } else {
-            None
-        }
-    }
-
-    fn is_from_key(&self) -> bool {
+    /// True if the set has no upper end.
+    pub(super) fn is_from_key(&self) -> bool {
         self.range_end[..] == [0]
     }
 }
-
-/// First and last key, as `BTreeMap::range` takes them.
-type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// The `range_end` that makes `prefix` a prefix range (etcd's `GetPrefixRangeEnd`).
 #[must_use]
@@ -178,7 +162,7 @@ impl RangeRequest {
             != 0
     }
 
-    pub(super) fn passes(&self, kv: &KeyValue) -> bool {
+    pub(super) fn passes(&self, kv: &Fields<'_>) -> bool {
         let within =
             |at: i64, min: i64, max: i64| (min == 0 || at >= min) && (max == 0 || at <= max);
         within(
@@ -395,6 +379,39 @@ impl Event {
         prev + match self {
             Self::Put { kv, .. } => kv.len_bytes(),
             Self::Delete { key, .. } => key.len(),
+        }
+    }
+}
+
+/// One change of one key as the store keeps it: the new version, or a tombstone, and what was there.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// As it is now.
+    pub record: Record,
+    /// As it was; `None` if created, or if the watch did not ask.
+    pub prev: Option<Record>,
+}
+
+impl Change {
+    /// Key and value bytes that the change keeps alive.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.record.len_bytes() + self.prev.as_ref().map_or(0, Record::len_bytes)
+    }
+}
+
+impl From<&Change> for Event {
+    fn from(change: &Change) -> Self {
+        let prev = change.prev.as_ref().map(KeyValue::from);
+        let kv = KeyValue::from(&change.record);
+        if change.record.is_tombstone() {
+            Self::Delete {
+                key: kv.key,
+                revision: kv.mod_revision,
+                prev,
+            }
+        } else {
+            Self::Put { kv, prev }
         }
     }
 }

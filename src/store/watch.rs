@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicI64, Ordering},
 };
 
-use super::{Event, KeyRange, Shared, state::Batch};
+use super::{Change, Event, KeyRange, Shared};
 use crate::limits;
 
 /// What to watch.
@@ -48,7 +48,7 @@ pub enum WatchError {
 pub struct Watcher {
     shared: Arc<Shared>,
     request: WatchRequest,
-    changes: tokio::sync::watch::Receiver<()>,
+    wake: tokio::sync::watch::Receiver<()>,
     next: i64,
     position: Position,
 }
@@ -68,11 +68,11 @@ impl Position {
 impl Watcher {
     /// `revision` is the store's as read under the lock, with `next` not compacted then.
     pub(super) fn new(shared: Arc<Shared>, request: WatchRequest, next: i64) -> Self {
-        let changes = shared.changes.subscribe();
+        let wake = shared.changes.subscribe();
         Self {
             shared,
             request,
-            changes,
+            wake,
             next,
             position: Position(Arc::new((next - 1).into())),
         }
@@ -89,32 +89,26 @@ impl Watcher {
     /// # Errors
     /// [`WatchError::Compacted`] when the watcher fell behind the history; it stays so.
     pub async fn recv(&mut self) -> Result<WatchBatch, WatchError> {
+        let changes = self.changes().await?;
+        Ok(WatchBatch {
+            revision: self.next - 1,
+            events: changes.iter().map(Event::from).collect(),
+        })
+    }
+
+    /// Waits for changes of the watched keys; never empty.
+    async fn changes(&mut self) -> Result<Vec<Change>, WatchError> {
         loop {
             // Marked before reading, so a change in between wakes the wait below.
-            self.changes.mark_unchanged();
-            let (batches, revision) = self.read()?;
-            let mut found = WatchBatch {
-                revision: 0,
-                events: Vec::new(),
-            };
-            let mut bytes = 0;
-            for batch in &batches {
-                self.collect(batch, &mut found.events, &mut bytes);
-                self.next = self.next.max(batch.revision + 1);
-                if found.events.len() >= limits::WATCH_BATCH_EVENTS
-                    || bytes >= limits::WATCH_BATCH_BYTES
-                {
-                    break;
-                }
-            }
+            self.wake.mark_unchanged();
+            let (changes, caught_up) = self.read()?;
             self.position.0.store(self.next - 1, Ordering::Release);
-            if !found.events.is_empty() {
-                found.revision = self.next - 1;
-                return Ok(found);
+            if !changes.is_empty() {
+                return Ok(changes);
             }
-            if self.next > revision {
+            if caught_up {
                 // The sender lives in `shared`, so this fails never.
-                if self.changes.changed().await.is_err() {
+                if self.wake.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
             } else {
@@ -124,37 +118,50 @@ impl Watcher {
         }
     }
 
-    fn read(&self) -> Result<(Vec<Arc<Batch>>, i64), WatchError> {
+    /// Takes whole revisions until a message is full or many were looked at. The second value is
+    /// true if none are left.
+    fn read(&mut self) -> Result<(Vec<Change>, bool), WatchError> {
         let state = self.shared.read();
         if self.next < state.compacted {
             return Err(WatchError::Compacted {
                 compact_revision: state.compacted,
             });
         }
-        if self.next > state.revision {
-            return Ok((Vec::new(), state.revision));
+        let mut found = Vec::new();
+        let (mut bytes, mut revisions, mut last) = (0, 0, 0);
+        for change in state.changes(self.next) {
+            let revision = change.record.mod_revision();
+            if revision != last {
+                if found.len() >= limits::WATCH_BATCH_EVENTS
+                    || bytes >= limits::WATCH_BATCH_BYTES
+                    || revisions == limits::WATCH_SCAN_REVISIONS
+                {
+                    break;
+                }
+                (last, revisions) = (revision, revisions + 1);
+            }
+            if let Some(change) = self.wanted(change) {
+                bytes += change.len_bytes();
+                found.push(change);
+            }
         }
-        let batches = state.batches(self.next, limits::WATCH_SCAN_REVISIONS);
-        Ok((batches.cloned().collect(), state.revision))
+        self.next = self.next.max(last + 1);
+        Ok((found, self.next > state.revision))
     }
 
-    fn collect(&self, batch: &Batch, events: &mut Vec<Event>, bytes: &mut usize) {
-        for event in &batch.events {
-            let unwanted = match event {
-                Event::Put { .. } => self.request.no_put,
-                Event::Delete { .. } => self.request.no_delete,
-            };
-            if unwanted || !self.request.range.contains(event.key()) {
-                continue;
-            }
-            let mut event = event.clone();
-            if !self.request.prev_kv {
-                match &mut event {
-                    Event::Put { prev, .. } | Event::Delete { prev, .. } => *prev = None,
-                }
-            }
-            *bytes += event.len_bytes();
-            events.push(event);
+    fn wanted(&self, change: &Change) -> Option<Change> {
+        let unwanted = if change.record.is_tombstone() {
+            self.request.no_delete
+        } else {
+            self.request.no_put
+        };
+        if unwanted || !self.request.range.contains(change.record.key()) {
+            return None;
         }
+        let prev = change.prev.as_ref().filter(|_| self.request.prev_kv);
+        Some(Change {
+            record: change.record.clone(),
+            prev: prev.cloned(),
+        })
     }
 }
