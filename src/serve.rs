@@ -4,11 +4,9 @@
 //! Order: a `Server` accepts, hands the socket to `accept` (TLS), serves until `cancel`; before each
 //! call stands a `guard` with the limits of its client.
 //! Absent on purpose: users, members, snapshots; rustls (the caller passes the handshake in).
-use std::{fmt, future::Future, io, time::Instant};
+use std::{fmt, future::Future, io, sync::Arc, time::Instant};
 
-use etcd_client::proto::{
-    PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer,
-};
+use etcd_client::proto::{PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer};
 use futures::StreamExt;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -20,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status, body::Body, codegen::http, service::Routes};
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
-use self::{accept::Acceptor, access::Access, guard::GuardLayer};
+use self::{accept::Acceptor, access::Access, guard::GuardLayer, pace::Pace};
 pub use self::{
     clients::Limits,
     local::{LocalError, LocalListener},
@@ -38,7 +36,9 @@ mod kv;
 mod lease;
 mod local;
 mod metrics;
+mod pace;
 mod watch;
+mod wire;
 
 /// The stores that are served, by who reads them.
 #[derive(Debug, Clone)]
@@ -220,8 +220,16 @@ pub async fn store_expiry(store: Store, cancel: CancellationToken) {
 struct Face;
 
 fn routes(max: usize) -> Routes {
-    Routes::new(PbKvServer::new(Face).max_decoding_message_size(max))
-        .add_service(PbWatchServer::new(Face).max_decoding_message_size(max))
+    let kv = wire::Kv {
+        generated: PbKvServer::new(Face).max_decoding_message_size(max),
+        request_bytes_max: max,
+    };
+    let watch = wire::Watch {
+        pace: Arc::new(Pace::default()),
+        request_bytes_max: max,
+    };
+    Routes::new(kv)
+        .add_service(watch)
         .add_service(PbLeaseServer::new(Face).max_decoding_message_size(max))
         .add_service(PbClusterServer::new(Face).max_decoding_message_size(max))
         .add_service(PbMaintenanceServer::new(Face).max_decoding_message_size(max))

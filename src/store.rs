@@ -16,10 +16,10 @@ pub use self::{
     record::Record,
     types::{
         Change, Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, KeyRange,
-        KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, SortTarget, Txn, TxnOp,
-        TxnOpResponse, TxnResponse, prefix_end,
+        KeyValue, PutRequest, PutResponse, RangeRecords, RangeRequest, RangeResponse, SortTarget,
+        Txn, TxnOp, TxnOpResponse, TxnResponse, prefix_end,
     },
-    watch::{Position, WatchBatch, WatchError, WatchRequest, Watcher},
+    watch::{Position, WatchBatch, WatchChanges, WatchError, WatchRequest, Watcher},
 };
 
 mod index;
@@ -186,6 +186,14 @@ impl Store {
     /// # Errors
     /// `EmptyKey`, `Compacted`, `FutureRevision`.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
+        self.range_records(request).map(RangeResponse::from)
+    }
+
+    /// The same with the keys still encoded, for those who pass them on.
+    ///
+    /// # Errors
+    /// As [`Store::range`].
+    pub fn range_records(&self, request: &RangeRequest) -> Result<RangeRecords, Error> {
         self.shared.read().range(request)
     }
 

@@ -1,15 +1,15 @@
 //! Between the store's words and etcd's messages, and the store's errors in etcd's texts.
 use bytes::Bytes;
 use etcd_client::proto::{
-    PbCompare, PbDeleteRequest, PbDeleteResponse, PbEvent, PbKeyValue, PbPutRequest, PbPutResponse,
+    PbCompare, PbDeleteRequest, PbDeleteResponse, PbKeyValue, PbPutRequest, PbPutResponse,
     PbRangeRequest, PbRangeResponse, PbResponseHeader, PbResponseOp, PbTargetUnion, PbTxnOpRequest,
     PbTxnOpResponse, PbTxnRequest, PbTxnRequestOp, PbTxnResponse,
 };
 use tonic::Status;
 
 use crate::store::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Error, Event, KeyRange,
-    KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, SortTarget, Store, Txn, TxnOp,
+    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Error, KeyRange, KeyValue,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, SortTarget, Store, Txn, TxnOp,
     TxnOpResponse, TxnResponse,
 };
 
@@ -211,7 +211,7 @@ fn compare(pb: PbCompare) -> Result<Compare, Status> {
 }
 
 /// Copies: the generated messages own their bytes.
-fn key_value(kv: &KeyValue) -> PbKeyValue {
+pub(super) fn key_value(kv: &KeyValue) -> PbKeyValue {
     PbKeyValue {
         key: kv.key.to_vec(),
         create_revision: kv.create_revision,
@@ -219,28 +219,5 @@ fn key_value(kv: &KeyValue) -> PbKeyValue {
         version: kv.version,
         value: kv.value.to_vec(),
         lease: kv.lease,
-    }
-}
-
-pub(super) fn event(event: &Event) -> PbEvent {
-    let prev_kv = event.prev().map(key_value);
-    match event {
-        Event::Put { kv, .. } => PbEvent {
-            r#type: 0,
-            kv: Some(key_value(kv)),
-            prev_kv,
-        },
-        Event::Delete { key, revision, .. } => {
-            let kv = PbKeyValue {
-                key: key.to_vec(),
-                mod_revision: *revision,
-                ..PbKeyValue::default()
-            };
-            PbEvent {
-                r#type: 1,
-                kv: Some(kv),
-                prev_kv,
-            }
-        }
     }
 }

@@ -6,24 +6,25 @@ use etcd_client::proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Face, convert, convert::status, open};
+use super::{Face, convert, convert::status, open, wire::RangeAnswer};
+
+/// `Range`, which `wire` serves.
+pub(super) fn range(request: Request<PbRangeRequest>) -> Result<Response<RangeAnswer>, Status> {
+    let (access, pb) = open(request)?;
+    let request = convert::range_request(pb)?;
+    access.check_read(&request.range)?;
+    let found = access.store.range_records(&request);
+    let found = found.map_err(|e| status(&e))?;
+    let header = convert::header(&access.store, found.revision);
+    Ok(Response::new(RangeAnswer { header, found }))
+}
 
 #[tonic::async_trait]
 impl PbKvService for Face {
     type RangeStreamStream = tokio_stream::Empty<Result<PbRangeStreamResponse, Status>>;
 
-    async fn range(
-        &self,
-        request: Request<PbRangeRequest>,
-    ) -> Result<Response<PbRangeResponse>, Status> {
-        let (access, pb) = open(request)?;
-        let request = convert::range_request(pb)?;
-        access.check_read(&request.range)?;
-        let response = access.store.range(&request).map_err(|e| status(&e))?;
-        Ok(Response::new(convert::range_response(
-            &access.store,
-            response,
-        )))
+    async fn range(&self, _: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
+        Err(Status::internal("Range is routed to `wire`"))
     }
 
     async fn range_stream(

@@ -1,23 +1,33 @@
 //! `etcdserverpb.Watch`: many watches multiplexed on one stream.
 //! Nothing runs ahead of the client: the stream is a pull, at most one batch is in memory, and a
 //! client that does not read falls behind the store's history and is told that it is compacted.
-use std::collections::{HashMap, VecDeque};
-
-use etcd_client::proto::{
-    PbEvent, PbWatchRequest, PbWatchRequestUnion, PbWatchResponse, PbWatchService,
+//! After a message a watch waits as `pace` says, so that under load messages get fuller, not more.
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
 };
+
+use etcd_client::proto::{PbWatchRequest, PbWatchRequestUnion, PbWatchResponse};
 use futures::{
     StreamExt,
     future::{AbortHandle, Abortable, BoxFuture, FutureExt},
     stream::{self, BoxStream, FuturesUnordered},
 };
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
-use tonic::{Request, Response, Status, Streaming};
+use tokio::{
+    sync::Notify,
+    time::{Duration, Instant, Interval, MissedTickBehavior, interval_at, sleep},
+};
+use tonic::{Request, Status, Streaming};
 
-use super::{Face, access::Access, convert, open};
+use super::{
+    access::Access,
+    convert, open,
+    pace::Pace,
+    wire::{WatchAnswer, event_len},
+};
 use crate::{
     limits,
-    store::{Position, WatchBatch, WatchError, WatchRequest, Watcher},
+    store::{Change, Position, WatchChanges, WatchError, WatchRequest, Watcher},
 };
 
 /// Etcd's `InvalidWatchID`: a watch that never was, or progress of the whole stream.
@@ -26,23 +36,20 @@ const NO_WATCH: i64 = -1;
 /// `rpctypes.ErrGRPCPermissionDenied.Error()`; Go clients search the text.
 const DENIED: &str = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
 
-#[tonic::async_trait]
-impl PbWatchService for Face {
-    type WatchStream = BoxStream<'static, Result<PbWatchResponse, Status>>;
+/// What a watch stream yields.
+pub(super) type Answers = BoxStream<'static, Result<WatchAnswer, Status>>;
 
-    async fn watch(
-        &self,
-        request: Request<Streaming<PbWatchRequest>>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        let (access, incoming) = open(request)?;
-        let session = Session::new(access, incoming);
-        Ok(Response::new(
-            stream::unfold(session, Session::step).boxed(),
-        ))
-    }
+/// `Watch`, which `wire` serves.
+pub(super) fn watch(
+    request: Request<Streaming<PbWatchRequest>>,
+    pace: Arc<Pace>,
+) -> Result<Answers, Status> {
+    let (access, incoming) = open(request)?;
+    let session = Session::new(access, incoming, pace);
+    Ok(stream::unfold(session, Session::step).boxed())
 }
 
-type Received = (i64, Watcher, Result<WatchBatch, WatchError>);
+type Received = (i64, Watcher, Result<WatchChanges, WatchError>);
 
 /// One watch stream.
 struct Session {
@@ -51,7 +58,10 @@ struct Session {
     watches: HashMap<i64, Watch>,
     receiving: FuturesUnordered<Abortable<BoxFuture<'static, Received>>>,
     /// Answers not pulled yet: those to one request, or one batch.
-    answers: VecDeque<Result<PbWatchResponse, Status>>,
+    answers: VecDeque<Result<WatchAnswer, Status>>,
+    pace: Arc<Pace>,
+    /// Ends the pauses of all watches.
+    hurry: Arc<Notify>,
     next_id: i64,
     progress: Interval,
     ended: bool,
@@ -65,7 +75,7 @@ struct Watch {
 }
 
 impl Session {
-    fn new(access: Access, incoming: Streaming<PbWatchRequest>) -> Self {
+    fn new(access: Access, incoming: Streaming<PbWatchRequest>, pace: Arc<Pace>) -> Self {
         let period = limits::WATCH_PROGRESS_INTERVAL;
         let mut progress = interval_at(Instant::now() + period, period);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -75,13 +85,15 @@ impl Session {
             watches: HashMap::new(),
             receiving: FuturesUnordered::new(),
             answers: VecDeque::new(),
+            pace,
+            hurry: Arc::new(Notify::new()),
             next_id: 0,
             progress,
             ended: false,
         }
     }
 
-    async fn step(mut self) -> Option<(Result<PbWatchResponse, Status>, Self)> {
+    async fn step(mut self) -> Option<(Result<WatchAnswer, Status>, Self)> {
         loop {
             if let Some(answer) = self.answers.pop_front() {
                 return Some((answer, self));
@@ -138,6 +150,7 @@ impl Session {
             Some(PbWatchRequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
             Some(PbWatchRequestUnion::ProgressRequest(_)) => {
                 // What is ready goes out first, so that the answer says as much as it can.
+                self.hurry.notify_waiters();
                 while self.answers.len() < limits::WATCHES_PER_STREAM_MAX
                     && let Some(Some(received)) = self.receiving.next().now_or_never()
                 {
@@ -190,7 +203,7 @@ impl Session {
         match self.access.store.watch(request) {
             Ok(watcher) => {
                 let position = watcher.position();
-                let abort = self.receive(id, watcher);
+                let abort = self.receive(id, watcher, Duration::ZERO);
                 self.watches.insert(
                     id,
                     Watch {
@@ -212,15 +225,15 @@ impl Session {
             return;
         };
         match result {
-            Ok(batch) => {
-                let answer = self.answer(id, batch.revision);
+            Ok(WatchChanges { revision, changes }) => {
+                let head = self.answer(id, revision);
                 if fragment {
-                    self.push_fragments(&answer, &batch);
+                    self.push_fragments(&head, changes);
                 } else {
-                    let events = batch.events.iter().map(convert::event).collect();
-                    self.push(PbWatchResponse { events, ..answer });
+                    self.answers.push_back(Ok(WatchAnswer { head, changes }));
                 }
-                let abort = self.receive(id, watcher);
+                let pause = self.pace.sent(Instant::now().into_std());
+                let abort = self.receive(id, watcher, pause);
                 if let Some(watch) = self.watches.get_mut(&id) {
                     watch.abort = abort;
                 }
@@ -232,10 +245,17 @@ impl Session {
         }
     }
 
-    fn receive(&self, id: i64, mut watcher: Watcher) -> AbortHandle {
+    fn receive(&self, id: i64, mut watcher: Watcher, pause: Duration) -> AbortHandle {
         let (abort, registration) = AbortHandle::new_pair();
+        let hurry = Arc::clone(&self.hurry).notified_owned();
         let receive = async move {
-            let result = watcher.recv().await;
+            if !pause.is_zero() {
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    () = hurry => {}
+                }
+            }
+            let result = watcher.recv_changes().await;
             (id, watcher, result)
         };
         self.receiving
@@ -273,26 +293,25 @@ impl Session {
     }
 
     /// Splits a batch into messages that a client with etcd's request limit accepts.
-    fn push_fragments(&mut self, answer: &PbWatchResponse, batch: &WatchBatch) {
-        let mut events: Vec<PbEvent> = Vec::new();
+    fn push_fragments(&mut self, head: &PbWatchResponse, batch: Vec<Change>) {
+        let mut changes: Vec<Change> = Vec::new();
         let mut bytes = 0;
-        for event in &batch.events {
-            if !events.is_empty() && bytes + event.len_bytes() > limits::VALUE_BYTES_MAX {
-                let events = std::mem::take(&mut events);
-                self.push(PbWatchResponse {
+        for change in batch {
+            let len = event_len(&change);
+            if !changes.is_empty() && bytes + len > limits::VALUE_BYTES_MAX {
+                let head = PbWatchResponse {
                     fragment: true,
-                    events,
-                    ..answer.clone()
-                });
+                    ..head.clone()
+                };
+                let changes = std::mem::take(&mut changes);
+                self.answers.push_back(Ok(WatchAnswer { head, changes }));
                 bytes = 0;
             }
-            bytes += event.len_bytes();
-            events.push(convert::event(event));
+            bytes += len;
+            changes.push(change);
         }
-        self.push(PbWatchResponse {
-            events,
-            ..answer.clone()
-        });
+        let head = head.clone();
+        self.answers.push_back(Ok(WatchAnswer { head, changes }));
     }
 
     fn push_compacted(&mut self, id: i64, compact_revision: i64) {
@@ -304,8 +323,10 @@ impl Session {
         });
     }
 
-    fn push(&mut self, answer: PbWatchResponse) {
-        self.answers.push_back(Ok(answer));
+    /// An answer without events.
+    fn push(&mut self, head: PbWatchResponse) {
+        let changes = Vec::new();
+        self.answers.push_back(Ok(WatchAnswer { head, changes }));
     }
 
     fn answer(&self, watch_id: i64, revision: i64) -> PbWatchResponse {

@@ -4,11 +4,9 @@
 //! changes above it undone, so old versions live in the history only.
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
 use super::{
     Change, DeleteRequest, DeleteResponse, Error, KeyRange, KeyValue, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, Record, SortTarget, index::Index, lease::Leases, past::Past,
+    RangeRecords, RangeRequest, Record, SortTarget, index::Index, lease::Leases, past::Past,
     record::Fields,
 };
 use crate::limits;
@@ -86,7 +84,7 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
+    pub(super) fn range(&self, request: &RangeRequest) -> Result<RangeRecords, Error> {
         if request.range.key.is_empty() {
             return Err(Error::EmptyKey);
         }
@@ -269,15 +267,16 @@ impl State {
     }
 }
 
-fn select(request: &RangeRequest, revision: i64, keys: &Index) -> RangeResponse {
+fn select(request: &RangeRequest, revision: i64, keys: &Index) -> RangeRecords {
     let count = keys.count(&request.range);
-    let mut response = RangeResponse {
+    let mut found = RangeRecords {
         revision,
+        keys_only: request.keys_only,
         count: i64::try_from(count).unwrap_or(i64::MAX),
-        ..RangeResponse::default()
+        ..RangeRecords::default()
     };
     if request.count_only {
-        return response;
+        return found;
     }
     let limit = usize::try_from(request.limit)
         .ok()
@@ -287,22 +286,16 @@ fn select(request: &RangeRequest, revision: i64, keys: &Index) -> RangeResponse 
     let mut chosen: Vec<&Record> = Vec::new();
     if in_order && !request.is_filtered() {
         chosen.extend(keys.range(&request.range).take(limit));
-        response.more = count > chosen.len();
+        found.more = count > chosen.len();
     } else {
         let passing = |record: &&Record| request.passes(&record.fields());
         chosen.extend(keys.range(&request.range).filter(passing));
         sort(&mut chosen, request);
-        response.more = chosen.len() > limit;
+        found.more = chosen.len() > limit;
         chosen.truncate(limit);
     }
-    response.kvs = chosen.into_iter().map(KeyValue::from).collect();
-    if request.keys_only {
-        response
-            .kvs
-            .iter_mut()
-            .for_each(|kv| kv.value = Bytes::new());
-    }
-    response
+    found.records = chosen.into_iter().cloned().collect();
+    found
 }
 
 fn sort(records: &mut [&Record], request: &RangeRequest) {

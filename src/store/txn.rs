@@ -135,7 +135,7 @@ fn apply(
     let mut responses = Vec::with_capacity(ops.len());
     for op in ops {
         responses.push(match op {
-            TxnOp::Range(request) => TxnOpResponse::Range(state.range(request)?),
+            TxnOp::Range(request) => TxnOpResponse::Range(state.range(request)?.into()),
             TxnOp::Put(request) => TxnOpResponse::Put(state.put(request)),
             TxnOp::Delete(request) => TxnOpResponse::Delete(state.delete(request)),
             TxnOp::Txn(inner) => TxnOpResponse::Txn(apply(state, inner, path)?),

@@ -190,6 +190,36 @@ pub struct RangeResponse {
     pub count: i64,
 }
 
+/// What a [`RangeRequest`] found, its keys still encoded.
+#[derive(Debug, Clone, Default)]
+pub struct RangeRecords {
+    /// See [`RangeResponse`].
+    pub revision: i64,
+    /// In the order asked for.
+    pub records: Vec<Record>,
+    /// Values were not asked for; the records have them nevertheless.
+    pub keys_only: bool,
+    /// See [`RangeResponse`].
+    pub more: bool,
+    /// See [`RangeResponse`].
+    pub count: i64,
+}
+
+impl From<RangeRecords> for RangeResponse {
+    fn from(found: RangeRecords) -> Self {
+        let mut kvs: Vec<KeyValue> = found.records.iter().map(KeyValue::from).collect();
+        if found.keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        Self {
+            revision: found.revision,
+            kvs,
+            more: found.more,
+            count: found.count,
+        }
+    }
+}
+
 /// A write of one key.
 #[derive(Debug, Clone, Default)]
 pub struct PutRequest {

@@ -32,6 +32,15 @@ pub struct WatchBatch {
     pub events: Vec<Event>,
 }
 
+/// The same with keys and values still encoded, for those who pass them on.
+#[derive(Debug, Clone)]
+pub struct WatchChanges {
+    /// Every change of the watched keys up to this revision was delivered.
+    pub revision: i64,
+    /// Never empty.
+    pub changes: Vec<Change>,
+}
+
 /// Why a watch ends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
@@ -89,22 +98,24 @@ impl Watcher {
     /// # Errors
     /// [`WatchError::Compacted`] when the watcher fell behind the history; it stays so.
     pub async fn recv(&mut self) -> Result<WatchBatch, WatchError> {
-        let changes = self.changes().await?;
-        Ok(WatchBatch {
-            revision: self.next - 1,
-            events: changes.iter().map(Event::from).collect(),
-        })
+        let WatchChanges { revision, changes } = self.recv_changes().await?;
+        let events = changes.iter().map(Event::from).collect();
+        Ok(WatchBatch { revision, events })
     }
 
-    /// Waits for changes of the watched keys; never empty.
-    async fn changes(&mut self) -> Result<Vec<Change>, WatchError> {
+    /// As [`Watcher::recv`]; cancel safe in the same way.
+    ///
+    /// # Errors
+    /// As [`Watcher::recv`].
+    pub async fn recv_changes(&mut self) -> Result<WatchChanges, WatchError> {
         loop {
             // Marked before reading, so a change in between wakes the wait below.
             self.wake.mark_unchanged();
             let (changes, caught_up) = self.read()?;
             self.position.0.store(self.next - 1, Ordering::Release);
             if !changes.is_empty() {
-                return Ok(changes);
+                let revision = self.next - 1;
+                return Ok(WatchChanges { revision, changes });
             }
             if caught_up {
                 // The sender lives in `shared`, so this fails never.

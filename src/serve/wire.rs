@@ -1,0 +1,395 @@
+//! The two answers that carry load, Range and Watch, written to the wire from the store's encoded
+//! records: no message is built for a key. All else stays with the generated services.
+//! Always true: the bytes are what the generated messages would give (tested against them).
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    marker::PhantomData,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::BufMut;
+use etcd_client::proto::{
+    PbKvServer, PbRangeRequest, PbRangeResponse, PbResponseHeader, PbWatchRequest, PbWatchResponse,
+};
+use futures::future::{BoxFuture, FutureExt};
+use prost::{
+    Message,
+    encoding::{encode_varint, encoded_len_varint},
+};
+use tonic::{
+    Request, Response, Status, Streaming,
+    body::Body,
+    codec::{BufferSettings, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::http,
+    server::{Grpc, NamedService, StreamingService, UnaryService},
+};
+
+use super::{Face, kv, pace::Pace, watch};
+use crate::store::{Change, RangeRecords, Record};
+
+/// Field tags of messages within messages, `number << 3 | 2`.
+const RANGE_KVS: u8 = 0x12;
+const WATCH_EVENTS: u8 = 0x5a;
+const EVENT_KV: u8 = 0x12;
+const EVENT_PREV_KV: u8 = 0x1a;
+/// Field `type` of an event with value `DELETE`; `PUT` is 0 and left out.
+const EVENT_IS_DELETE: [u8; 2] = [0x08, 1];
+/// A stream's buffer grows with its messages; idle watches are many and should be small.
+const BUFFER_BYTES: usize = 1_024;
+/// An answer's header and counts take at most this much; a cancel reason makes the buffer grow.
+const HEAD_BYTES: usize = 96;
+/// Ready messages are joined up to this size before they are sent.
+const YIELD_BYTES: usize = 32 * 1_024;
+
+/// An answer that can be written to the wire.
+pub(super) trait Answer: Send + 'static {
+    /// Bytes of the part that grows with the keys, for one allocation.
+    fn len_bytes(&self) -> usize;
+
+    fn encode(&self, buffer: &mut impl BufMut);
+}
+
+/// `etcdserverpb.RangeResponse`.
+#[derive(Debug)]
+pub(super) struct RangeAnswer {
+    pub(super) header: Option<PbResponseHeader>,
+    pub(super) found: RangeRecords,
+}
+
+impl Answer for RangeAnswer {
+    fn len_bytes(&self) -> usize {
+        let parts = |record| nested_len(split(record, self.found.keys_only));
+        self.found.records.iter().map(parts).sum()
+    }
+
+    fn encode(&self, buffer: &mut impl BufMut) {
+        // A message may come in pieces, each with some of its fields.
+        let header = PbRangeResponse {
+            header: self.header,
+            ..PbRangeResponse::default()
+        };
+        encode(&header, buffer);
+        for record in &self.found.records {
+            put_nested(buffer, RANGE_KVS, split(record, self.found.keys_only));
+        }
+        let rest = PbRangeResponse {
+            more: self.found.more,
+            count: self.found.count,
+            ..PbRangeResponse::default()
+        };
+        encode(&rest, buffer);
+    }
+}
+
+/// `etcdserverpb.WatchResponse`; `head` has no events.
+#[derive(Debug)]
+pub(super) struct WatchAnswer {
+    pub(super) head: PbWatchResponse,
+    pub(super) changes: Vec<Change>,
+}
+
+impl Answer for WatchAnswer {
+    fn len_bytes(&self) -> usize {
+        self.changes.iter().map(event_len).sum()
+    }
+
+    fn encode(&self, buffer: &mut impl BufMut) {
+        encode(&self.head, buffer);
+        for change in &self.changes {
+            buffer.put_u8(WATCH_EVENTS);
+            encode_varint(event_body_len(change) as u64, buffer);
+            if change.record.is_tombstone() {
+                buffer.put_slice(&EVENT_IS_DELETE);
+            }
+            put_nested(buffer, EVENT_KV, (change.record.encoded(), &[]));
+            if let Some(prev) = &change.prev {
+                put_nested(buffer, EVENT_PREV_KV, (prev.encoded(), &[]));
+            }
+        }
+    }
+}
+
+/// Bytes that an event takes in its message.
+pub(super) fn event_len(change: &Change) -> usize {
+    let body = event_body_len(change);
+    1 + encoded_len_varint(body as u64) + body
+}
+
+fn event_body_len(change: &Change) -> usize {
+    let kind = if change.record.is_tombstone() {
+        EVENT_IS_DELETE.len()
+    } else {
+        0
+    };
+    let prev = change.prev.as_ref();
+    let prev = prev.map_or(0, |prev| nested_len((prev.encoded(), &[])));
+    kind + nested_len((change.record.encoded(), &[])) + prev
+}
+
+/// A record's bytes in two pieces, between which its value may be left out.
+fn split(record: &Record, keys_only: bool) -> (&[u8], &[u8]) {
+    if keys_only {
+        record.encoded_without_value()
+    } else {
+        (record.encoded(), &[])
+    }
+}
+
+fn nested_len((front, back): (&[u8], &[u8])) -> usize {
+    let len = front.len() + back.len();
+    1 + encoded_len_varint(len as u64) + len
+}
+
+fn put_nested(buffer: &mut impl BufMut, tag: u8, (front, back): (&[u8], &[u8])) {
+    buffer.put_u8(tag);
+    encode_varint((front.len() + back.len()) as u64, buffer);
+    buffer.put_slice(front);
+    buffer.put_slice(back);
+}
+
+fn encode(message: &impl Message, buffer: &mut impl BufMut) {
+    // Fails for full buffers only, and this one grows.
+    let encoded = message.encode(buffer);
+    debug_assert!(encoded.is_ok(), "{encoded:?}");
+}
+
+/// Takes generated requests `D`, gives answers `E`.
+#[derive(Debug)]
+struct Codec<E, D>(PhantomData<fn(E) -> D>);
+
+impl<E, D> Clone for Codec<E, D> {
+    fn clone(&self) -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<E: Answer, D: Message + Default + 'static> tonic::codec::Codec for Codec<E, D> {
+    type Encode = E;
+    type Decode = D;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        self.clone()
+    }
+
+    fn decoder(&mut self) -> Self {
+        self.clone()
+    }
+}
+
+impl<E: Answer, D> Encoder for Codec<E, D> {
+    type Item = E;
+    type Error = Status;
+
+    fn encode(&mut self, answer: E, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(answer.len_bytes() + HEAD_BYTES);
+        answer.encode(buffer);
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
+    }
+}
+
+impl<E, D: Message + Default> Decoder for Codec<E, D> {
+    type Item = D;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
+        let message = D::decode(buffer).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Some(message))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
+    }
+}
+
+/// `etcdserverpb.KV`: Range by us, the rest by the generated service.
+#[derive(Debug, Clone)]
+pub(super) struct Kv {
+    pub(super) generated: PbKvServer<Face>,
+    pub(super) request_bytes_max: usize,
+}
+
+impl NamedService for Kv {
+    const NAME: &'static str = <PbKvServer<Face> as NamedService>::NAME;
+}
+
+impl tower::Service<http::Request<Body>> for Kv {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path() != "/etcdserverpb.KV/Range" {
+            return self.generated.call(request);
+        }
+        let grpc = Grpc::new(Codec(PhantomData)).max_decoding_message_size(self.request_bytes_max);
+        async move { Ok({ grpc }.unary(RangeMethod, request).await) }.boxed()
+    }
+}
+
+struct RangeMethod;
+
+impl UnaryService<PbRangeRequest> for RangeMethod {
+    type Response = RangeAnswer;
+    type Future = Ready<Result<Response<RangeAnswer>, Status>>;
+
+    fn call(&mut self, request: Request<PbRangeRequest>) -> Self::Future {
+        ready(kv::range(request))
+    }
+}
+
+/// `etcdserverpb.Watch`.
+#[derive(Debug, Clone)]
+pub(super) struct Watch {
+    pub(super) pace: Arc<Pace>,
+    pub(super) request_bytes_max: usize,
+}
+
+impl NamedService for Watch {
+    const NAME: &'static str = "etcdserverpb.Watch";
+}
+
+impl tower::Service<http::Request<Body>> for Watch {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path() != "/etcdserverpb.Watch/Watch" {
+            let status = Status::unimplemented("etcdserverpb.Watch has one method, Watch");
+            return ready(Ok(status.into_http())).boxed();
+        }
+        let method = WatchMethod(Arc::clone(&self.pace));
+        let grpc = Grpc::new(Codec(PhantomData)).max_decoding_message_size(self.request_bytes_max);
+        async move { Ok({ grpc }.streaming(method, request).await) }.boxed()
+    }
+}
+
+struct WatchMethod(Arc<Pace>);
+
+impl StreamingService<PbWatchRequest> for WatchMethod {
+    type Response = WatchAnswer;
+    type ResponseStream = watch::Answers;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<PbWatchRequest>>) -> Self::Future {
+        ready(watch::watch(request, Arc::clone(&self.0)).map(Response::new))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use etcd_client::proto::PbEvent;
+
+    use super::{super::convert, *};
+    use crate::store::{
+        Event, KeyRange, Options, RangeRequest, RangeResponse, Store, WatchRequest,
+    };
+
+    /// Keys with and without value, lease and predecessor, and deletions.
+    fn store() -> Store {
+        let store = Store::new(Options {
+            cluster_id: u64::MAX,
+            history_max: 1_000,
+        });
+        let ttl = Duration::from_secs(9);
+        let lease = store.lease_grant(i64::MAX, ttl, Instant::now()).unwrap();
+        let long = "v".repeat(20_000);
+        for (key, value, lease) in [("a", "", 0), ("b", &long, lease), ("c", "", lease)] {
+            store
+                .put(key.into(), value.to_owned().into(), lease)
+                .unwrap();
+        }
+        store.put("b".into(), "short".into(), 0).unwrap();
+        store.delete_prefix(b"c");
+        store
+    }
+
+    fn bytes(answer: &impl Answer) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        answer.encode(&mut bytes);
+        assert!(answer.len_bytes() <= bytes.len());
+        bytes
+    }
+
+    #[test]
+    fn a_range_answer_is_what_the_generated_message_is() {
+        let store = store();
+        for (limit, keys_only) in [(0, false), (1, false), (0, true)] {
+            let request = RangeRequest {
+                limit,
+                keys_only,
+                ..RangeRequest::prefix(b"")
+            };
+            let found = store.range_records(&request).unwrap();
+            let expected = convert::range_response(&store, RangeResponse::from(found.clone()));
+            let header = convert::header(&store, found.revision);
+            let answer = RangeAnswer { header, found };
+            assert_eq!(bytes(&answer), expected.encode_to_vec(), "{request:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_answer_is_what_the_generated_message_is() {
+        let store = store();
+        for prev_kv in [false, true] {
+            let request = WatchRequest {
+                range: KeyRange::prefix(b""),
+                start_revision: 2,
+                prev_kv,
+                ..WatchRequest::default()
+            };
+            let events = store.watch(request.clone()).unwrap().recv().await.unwrap();
+            let found = store.watch(request).unwrap().recv_changes().await.unwrap();
+            let head = PbWatchResponse {
+                header: convert::header(&store, found.revision),
+                watch_id: 7,
+                ..PbWatchResponse::default()
+            };
+            let expected = PbWatchResponse {
+                events: events.events.iter().map(event).collect(),
+                ..head.clone()
+            };
+            let changes = found.changes;
+            let answer = WatchAnswer { head, changes };
+            assert_eq!(bytes(&answer), expected.encode_to_vec());
+        }
+    }
+
+    fn event(event: &Event) -> PbEvent {
+        let prev_kv = event.prev().map(convert::key_value);
+        match event {
+            Event::Put { kv, .. } => PbEvent {
+                r#type: 0,
+                kv: Some(convert::key_value(kv)),
+                prev_kv,
+            },
+            Event::Delete { key, revision, .. } => {
+                let mut kv = etcd_client::proto::PbKeyValue::default();
+                (kv.key, kv.mod_revision) = (key.to_vec(), *revision);
+                PbEvent {
+                    r#type: 1,
+                    kv: Some(kv),
+                    prev_kv,
+                }
+            }
+        }
+    }
+}
