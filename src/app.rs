@@ -21,7 +21,7 @@ use crate::{
     netdev::Netdev,
     peer,
     policy::{self, directory::Directory},
-    publish::{self, Projection, Publisher},
+    publish::{self, Collector, Projection, Publisher},
     serve,
     source::manifests::{Manifests, Place},
     store::{self, Store},
@@ -31,6 +31,7 @@ use crate::{
 use self::datapath::{Datapath, Known};
 
 mod datapath;
+mod engine;
 mod members;
 mod own;
 
@@ -292,13 +293,21 @@ async fn spawn_source(
         cluster: config.cluster_name.clone(),
         id: config.cluster_id,
         max: config.max_clusters,
+        node_name: config.node_name.clone(),
         state_dir: config.state_dir.clone(),
     };
     let clock = telemetry::now_utc;
-    let publisher = Publisher::open(options.clone(), keyspaces.cluster.clone(), clock)
+    let connector = engine::connector(config, &keyspaces.cluster, tasks.token());
+    let publisher = Publisher::open(options.clone(), connector.clone(), clock)
         .await
         .context("publish")?;
-    let synced = publisher.synced();
+    let (synced, confirmed) = (publisher.synced(), publisher.confirmed());
+    let collector = Collector::new(&options, connector);
+    let cancel = tasks.token();
+    tasks.spawn("identity-collector", async move {
+        collector.run(cancel).await;
+        Ok(())
+    });
     let (events, receiver) = mpsc::channel(LOCAL_EVENTS_MAX);
     let status = match &config.manifests_dir {
         Some(dir) => {
@@ -327,23 +336,12 @@ async fn spawn_source(
     tasks.spawn("publish", async move {
         Ok(publisher.run(receiver, endpoint_events, cancel).await?)
     });
-    let projection = Projection::new(
-        options,
-        keyspaces.cluster.clone(),
-        keyspaces.export.clone(),
-        clock,
-    );
-    let (cancel, published) = (tasks.token(), synced.clone());
-    tasks.spawn("export", async move {
-        Ok(projection.run(published, cancel).await?)
-    });
+    let projection = Projection::new(options, confirmed.clone(), keyspaces.export.clone(), clock);
+    let cancel = tasks.token();
+    tasks.spawn("export", async move { Ok(projection.run(cancel).await?) });
 
     let token = readiness.pending("source");
-    let (store, name, id) = (
-        keyspaces.cluster.clone(),
-        config.cluster_name.clone(),
-        config.cluster_id,
-    );
+    let (name, id) = (config.cluster_name.clone(), config.cluster_id);
     let (cancel, join, mut synced) = (tasks.token(), join.clone(), synced);
     tasks.spawn("own-cluster", async move {
         tokio::select! {
@@ -352,7 +350,7 @@ async fn spawn_source(
         }
         drop(token);
         let sender = join.join(name.clone());
-        own::run(store, name, id, sender, cancel).await
+        own::run(confirmed, name, id, sender, cancel).await
     });
     Ok(status)
 }

@@ -1,17 +1,23 @@
-//! Client of an etcd: list, get and watch over one connection that never silently becomes another.
+//! Client of an etcd: get, list, watch, transactions and leases over one connection that never
+//! silently becomes another.
 //!
 //! Invariant: all replies of a [`Client`] come from one etcd cluster; the first `cluster_id` is
 //! pinned, and a reply without header, with id 0 or with another id is an error (several servers
 //! with unrelated revisions may hide behind one address).
 //! Invariant: a client has one TCP connection; when that breaks, every call fails and the owner
 //! builds a new client.
-//! Absent on purpose: writing, leases, and any reconnecting.
+//! Absent on purpose: any reconnecting; [`Connector`] says how to, its owner when.
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
+pub use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    TxnOpResponse, TxnResponse,
+};
+use futures::future::BoxFuture;
 
 pub use self::{
     connect::{ConnectOptions, Endpoint, EndpointError, HostAliases},
@@ -24,12 +30,45 @@ mod connect;
 mod error;
 mod list;
 mod watch;
+mod write;
+
+/// Among the errors of a store's status: its keys are lost with its process. Our own face says so.
+pub const IN_MEMORY: &str = "this store keeps its keys in memory";
+
+/// Makes connections to one keyspace, wherever that is. Cheap to clone.
+#[derive(Clone)]
+pub struct Connector(Arc<dyn Fn() -> BoxFuture<'static, Result<Client, Error>> + Send + Sync>);
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Connector").finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    /// Connects as `connect` does, which is called for each connection.
+    pub fn new<F>(connect: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Client, Error>> + Send + 'static,
+    {
+        Self(Arc::new(move || Box::pin(connect())))
+    }
+
+    /// A new connection. Cancel safe.
+    ///
+    /// # Errors
+    /// Whatever hinders it.
+    pub async fn connect(&self) -> Result<Client, Error> {
+        (self.0)().await
+    }
+}
 
 /// One connection to one etcd. Cheap to clone; all clones share connection and pin.
 #[derive(Clone)]
 pub struct Client {
     kv: etcd_client::KvClient,
     watch: etcd_client::WatchClient,
+    lease: etcd_client::LeaseClient,
     maintenance: etcd_client::MaintenanceClient,
     pin: Pin,
 }
@@ -65,6 +104,32 @@ impl Client {
         Ok(entry.map(|entry| Bytes::from(entry.into_key_value().1)))
     }
 
+    /// Each of these keys as it is now, read linearizably, a hundred at a time: together they are no
+    /// snapshot. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Error::Call`], or a broken pin.
+    pub async fn get_many(
+        &self,
+        keys: Vec<Bytes>,
+    ) -> Result<Vec<(Bytes, Option<KeyValue>)>, Error> {
+        let mut found = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(crate::limits::STORE_BATCH_KEYS) {
+            let gets = keys.iter().map(|key| TxnOp::get(key.to_vec(), None));
+            let txn = Txn::new().and_then(gets.collect::<Vec<_>>());
+            let what = keys.first().map(|key| String::from_utf8_lossy(key));
+            let response = self.txn(&what.unwrap_or_default(), txn).await?;
+            for (key, response) in keys.iter().zip(response.op_responses()) {
+                let entry = match response {
+                    TxnOpResponse::Get(mut entry) => entry.take_kvs().into_iter().next(),
+                    _ => None,
+                };
+                found.push((key.clone(), entry));
+            }
+        }
+        Ok(found)
+    }
+
     /// The server's version text. Cancel safe.
     ///
     /// # Errors
@@ -74,6 +139,17 @@ impl Client {
         let response = call_within("ask for the version", "", maintenance.status()).await?;
         self.pin.check(response.header())?;
         Ok(response.version().to_owned())
+    }
+
+    /// False if the server says that it keeps its keys in memory only.
+    ///
+    /// # Errors
+    /// [`Error::Call`] or a broken pin.
+    pub async fn is_durable(&self) -> Result<bool, Error> {
+        let mut maintenance = self.maintenance.clone();
+        let response = call_within("ask for the status", "", maintenance.status()).await?;
+        self.pin.check(response.header())?;
+        Ok(!response.errors().iter().any(|error| error == IN_MEMORY))
     }
 }
 

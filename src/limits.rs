@@ -138,15 +138,42 @@ pub const LOCAL_EVENTS_BATCH: usize = 512;
 pub const ENDPOINT_EVENTS_MAX: usize = 1_024;
 /// Life of published keys without their publisher (Cilium's `--kvstore-lease-ttl` default).
 pub const LEASE_TTL: Duration = Duration::from_secs(15 * 60);
-/// How often the lease is renewed: a third of its life, as etcd's clients do.
+/// How often the leases are renewed, a third of their life as etcd's clients do, and what should be
+/// in the cluster store compared with what is.
 pub const LEASE_KEEP_ALIVE: Duration = Duration::from_secs(5 * 60);
+/// Most keys on one lease, as in Cilium: its end is one transaction.
+pub const LEASE_KEYS_MAX: usize = 1_000;
+/// Most keys read or written in one transaction; etcd takes 128 operations.
+pub const STORE_BATCH_KEYS: usize = 100;
+/// A batch takes no further key past this; with one more value it stays below etcd's 1.5 MiB
+/// unless that value alone is large.
+pub const STORE_BATCH_BYTES: usize = 512 * 1024;
+/// Bounds of the jittered backoff between attempts to reach the cluster store.
+pub const STORE_BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(10));
+/// Longest wait for one member of an external cluster store to answer before the next is tried.
+pub const STORE_PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most who may ask at once whether everything is published: the export, the own member.
+pub const CONFIRMS_MAX: usize = 16;
+/// Most refused keys that the status names; their number is in the log.
+pub const REFUSALS_SHOWN_MAX: usize = 16;
+/// Life of the mutex under which an identity is chosen, without its holder (Cilium's lock lease).
+pub const LOCK_LEASE_TTL: Duration = Duration::from_secs(25);
+/// Most identities asked for in one go, and how many of those run at once.
+pub const ALLOCATIONS_BATCH: usize = 64;
+/// See `ALLOCATIONS_BATCH`.
+pub const ALLOCATIONS_AT_ONCE: usize = 16;
+/// How often unused identities are looked for, by one node of the cluster.
+pub const IDENTITY_GC_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// How long giving up the collector's lock may delay a shutdown; the lock ends by itself.
+pub const COLLECTOR_STOP: Duration = Duration::from_secs(1);
 /// How often the heartbeat is written; readers give up after twice this.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a released identity or endpoint id stays with its old owner before it may mean
 /// something else: longer than any reader or packet remembers it.
 pub const ID_REUSE_AFTER: Duration = Duration::from_secs(30 * 60);
-/// Random picks of an identity before the range is searched in order.
-pub const IDENTITY_PICKS_MAX: usize = 64;
+/// Picks of an identity: random ones first, and as many again of those the store lists as free.
+pub const IDENTITY_PICKS_MAX: usize = 16;
 /// Largest endpoint id; tools that know Cilium expect 16 bits.
 pub const ENDPOINT_ID_MAX: u32 = 65_535;
 /// Longest state file that is read: 65 536 identities with long label sets fit.

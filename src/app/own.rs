@@ -1,21 +1,19 @@
 //! The own cluster as the mesh's first member: its store is read by the same follower as a peer's,
-//! over a connection inside the process.
+//! over connections that are made once everything local is in it.
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    etcd::Client,
+    etcd::Connector,
     follower::{Follower, Sink, Subject},
     keyspace::{Kind, Layout},
     peer::MemberEvent,
-    serve,
-    store::Store,
     types::{ClusterId, ClusterName},
 };
 
-/// Follows `store` into `sender` until cancelled.
+/// Follows the cluster store into `sender` until cancelled.
 pub(super) async fn run(
-    store: Store,
+    connector: Connector,
     name: ClusterName,
     id: ClusterId,
     sender: mpsc::Sender<MemberEvent>,
@@ -37,7 +35,7 @@ pub(super) async fn run(
         Some(sent) => sent?,
         None => return Ok(()),
     }
-    let connect = || Client::in_process(serve::in_process(store.clone(), cancel.clone()));
+    let connect = || connector.connect();
     let follower = Follower::new(subject);
     // On the heap: the future is large and lives long.
     Ok(Box::pin(follower.run(connect, sink.clone(), cancel.clone())).await?)

@@ -224,6 +224,7 @@ async fn client(
         watch: client
             .watch_client()
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX),
+        lease: client.lease_client(),
         maintenance: client.maintenance_client(),
         pin: Pin::default(),
     })

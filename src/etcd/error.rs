@@ -80,6 +80,20 @@ pub enum Error {
         /// First revision that is still there.
         compacted: i64,
     },
+    /// The client file can't be used.
+    #[error("read the etcd client file {path}: {reason}")]
+    File {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// Why, and where in it.
+        reason: String,
+    },
+    /// The store would lose with its process what we write.
+    #[error("use {address} as cluster store: it keeps its keys in memory only; name a durable one")]
+    NotDurable {
+        /// Host and port.
+        address: String,
+    },
     /// The server ended the watch.
     #[error("watch {prefix}: cancelled by the server: {reason:?}")]
     Cancelled {
@@ -113,6 +127,7 @@ impl Error {
             Self::Call { class, .. } | Self::Cancelled { class, .. } => *class,
             Self::Compacted { .. } => Class::Relist,
             Self::EntryTooLarge { .. } | Self::NoEndpoint => Class::Fatal,
+            Self::File { .. } | Self::NotDurable { .. } => Class::Denied,
             Self::Dial { .. }
             | Self::Tls { .. }
             | Self::Http { .. }
@@ -135,6 +150,20 @@ impl Error {
             key: key.to_owned(),
             class,
             source: Box::new(source),
+        }
+    }
+
+    /// True if the server does not know the lease any more.
+    #[must_use]
+    pub fn is_lease_lost(&self) -> bool {
+        let Self::Call { source, .. } = self else {
+            return false;
+        };
+        match source.as_ref() {
+            // The client's own word for an answer with no time left.
+            etcd_client::Error::LeaseKeepAliveError(_) => true,
+            etcd_client::Error::GRpcStatus(status) => status.code() == Code::NotFound,
+            _ => false,
         }
     }
 

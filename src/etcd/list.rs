@@ -44,7 +44,7 @@ impl Client {
         self.list_from(prefix, 0, false)
     }
 
-    /// Lists the keys, without values, that began with `prefix` at `revision`. A server that has
+    /// Lists the keys, without values, that began with `prefix` at `revision`, 0 for now. A server that has
     /// compacted this revision, or never had it, answers with `Relist`.
     #[must_use]
     pub fn list_keys_at(&self, prefix: &str, revision: i64) -> List<'_> {

@@ -1,6 +1,4 @@
 //! The text of identities in keys and values.
-use std::net::IpAddr;
-
 use super::layout::{IDENTITY_ID_PREFIX, IDENTITY_VALUE_PREFIX};
 use crate::types::{IdentityId, Labels};
 
@@ -20,11 +18,17 @@ pub fn slave_prefix(labels: &Labels) -> String {
     format!("{IDENTITY_VALUE_PREFIX}{labels}/")
 }
 
-/// The slave key by which a node holds on to an identity. `None` if a reader's path cleaning would
-/// alter the labels' text.
+/// The slave key by which a node, named by its address or, if it has none, by its name, holds on to
+/// an identity.
 #[must_use]
-pub fn slave_key(labels: &Labels, node: IpAddr) -> Option<String> {
-    let text = labels.to_string();
-    let clean = text.split('/').all(|part| !matches!(part, "" | "." | ".."));
-    clean.then(|| format!("{IDENTITY_VALUE_PREFIX}{text}/{node}"))
+pub fn slave_key(labels: &Labels, node: &str) -> String {
+    format!("{}{node}", slave_prefix(labels))
+}
+
+/// The label text within a slave key: all between the tree's prefix and the last slash.
+#[must_use]
+pub fn labels_of_slave(key: &[u8]) -> Option<&[u8]> {
+    let rest = key.strip_prefix(IDENTITY_VALUE_PREFIX.as_bytes())?;
+    let slash = rest.iter().rposition(|byte| *byte == b'/')?;
+    Some(&rest[..slash])
 }

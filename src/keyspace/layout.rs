@@ -14,6 +14,12 @@ pub const IDENTITY_ID_PREFIX: &str = "cilium/state/identities/v1/id/";
 /// Slave keys of identities: label text and node address to decimal id.
 pub const IDENTITY_VALUE_PREFIX: &str = "cilium/state/identities/v1/value/";
 
+/// Mutexes of label sets: label text and lease id to nothing.
+pub const IDENTITY_LOCKS_PREFIX: &str = "cilium/state/identities/v1/locks/";
+
+/// Says which node of the cluster collects unused identities; its name, on a lease.
+pub const COLLECTOR_LOCK: &str = "tombolo/locks/identity-collector";
+
 /// Which of the two trees a cluster's entries lie in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,148 +1,149 @@
 //! The export: what peers may read of this cluster.
 //!
-//! Order: cluster-config and heartbeat at once; then records, which are copied as they stand in
-//! the cluster store; the canaries only after a complete copy that began when the publisher had
-//! written everything that its source knew. A canary that came earlier would make readers delete
-//! entries that still exist.
+//! Order: cluster-config and heartbeat at once; then records, as a follower of the cluster store
+//! delivers them; the canary of a kind only after that kind's first complete list. A canary that
+//! came earlier would make readers delete entries that still exist; therefore the connections that
+//! are followed must not be made before everything local is in the store.
+//! When the cluster store is lost, the export stays as it is, and its heartbeat goes on. A new list
+//! changes what differs and nothing else.
+use std::collections::{HashMap, HashSet};
+
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Clock, Error, Options, rfc3339};
 use crate::{
-    keyspace::{self, Capabilities, ClusterConfig, Kind, Layout},
+    etcd::Connector,
+    follower::{Follower, Sink, Subject},
+    keyspace::{self, Capabilities, ClusterConfig, KeyEvent, Kind, Layout},
     limits,
-    store::{Event, KeyRange, KeyValue, RangeRequest, Store, WatchRequest, Watcher},
+    store::{RangeRequest, Store},
 };
 
 /// Keeps the export equal to the own cluster's records.
 #[derive(Debug)]
 pub struct Projection {
     options: Options,
-    cluster: Store,
+    connector: Connector,
     export: Store,
     clock: Clock,
-    prefixes: [String; 4],
+    /// The keys listed so far, of each kind whose list is under way.
+    lists: HashMap<Kind, HashSet<Bytes>>,
+    /// Kinds that have their canary.
+    complete: HashSet<Kind>,
 }
 
 impl Projection {
-    /// Copies from `cluster` to `export`, which nobody else writes to.
+    /// Copies from the store that `connector` reaches to `export`, which nobody else writes to.
+    /// `connector` is [`Publisher::confirmed`](super::Publisher::confirmed).
     #[must_use]
-    pub fn new(options: Options, cluster: Store, export: Store, clock: Clock) -> Self {
-        let prefixes = Kind::ALL.map(|kind| Layout::State.prefix(kind, &options.cluster));
+    pub fn new(options: Options, connector: Connector, export: Store, clock: Clock) -> Self {
         Self {
             options,
-            cluster,
+            connector,
             export,
             clock,
-            prefixes,
+            lists: HashMap::new(),
+            complete: HashSet::new(),
         }
     }
 
-    /// Projects until cancelled. `synced` is the publisher's; until it turns true the export has
-    /// no canaries, so that readers wait. If its sender is gone before, they never come.
+    /// Projects until cancelled.
     ///
     /// # Errors
-    /// [`Error::List`] or [`Error::Put`] if one of the stores refuses.
-    pub async fn run(
-        self,
-        mut synced: watch::Receiver<bool>,
-        cancel: CancellationToken,
-    ) -> Result<(), Error> {
-        self.put_config()?;
-        let mut minute = tokio::time::interval(limits::HEARTBEAT_INTERVAL);
-        let mut ready = false;
-        let mut publisher_lives = true;
-        let mut watcher = self.copy_all()?;
-        loop {
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => return Ok(()),
-                _ = minute.tick() => {
-                    self.put_config()?;
-                    self.put_always(keyspace::HEARTBEAT.into(), self.time())?;
-                }
-                changed = synced.wait_for(|synced| *synced), if !ready && publisher_lives => {
-                    publisher_lives = changed.is_ok();
-                    ready = publisher_lives;
-                    drop(changed);
-                    if ready {
-                        // What the publisher wrote last may not have come through the watch yet.
-                        watcher = self.copy_all()?;
-                        self.put_canaries()?;
-                    }
-                }
-                batch = watcher.recv() => match batch {
-                    Ok(batch) => for event in batch.events {
-                        self.copy(event)?;
-                    },
-                    Err(error) => {
-                        tracing::warn!(%error, "Projection fell behind; copying everything again");
-                        watcher = self.copy_all()?;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Makes the export's records equal to the cluster store's and watches from there on. Equal
-    /// records are not touched, so readers see differences only.
-    fn copy_all(&self) -> Result<Watcher, Error> {
-        loop {
-            let mut request = RangeRequest::prefix(Layout::State.root().as_bytes());
-            let listed = self.cluster.range(&request).map_err(Error::List)?;
-            let wanted = listed.kvs.iter().filter(|kv| self.is_exported(&kv.key));
-            let wanted: std::collections::HashSet<Bytes> =
-                wanted.map(|kv| kv.key.clone()).collect();
-            request.keys_only = true;
-            let present = self.export.range(&request).map_err(Error::List)?;
-            for kv in present.kvs.iter().filter(|kv| !wanted.contains(&kv.key)) {
-                self.export.delete(&kv.key);
-            }
-            for kv in listed.kvs.into_iter().filter(|kv| wanted.contains(&kv.key)) {
-                self.put(kv)?;
-            }
-            let request = WatchRequest {
-                range: KeyRange::prefix(Layout::State.root().as_bytes()),
-                start_revision: listed.revision + 1,
-                ..WatchRequest::default()
-            };
-            // Compacted between list and watch: only a burst larger than the history does that.
-            if let Ok(watcher) = self.cluster.watch(request) {
-                return Ok(watcher);
-            }
-        }
-    }
-
-    fn copy(&self, event: Event) -> Result<(), Error> {
-        match event {
-            Event::Put { kv, .. } if self.is_exported(&kv.key) => self.put(kv),
-            Event::Delete { key, .. } if self.is_exported(&key) => {
-                self.export.delete(&key);
-                Ok(())
-            }
-            Event::Put { .. } | Event::Delete { .. } => Ok(()),
-        }
-    }
-
-    /// Records of the own cluster only: no slave keys, no locks, nothing of our own.
-    fn is_exported(&self, key: &[u8]) -> bool {
-        let begins = |prefix: &String| {
-            key.strip_prefix(prefix.as_bytes())
-                .is_some_and(|suffix| !suffix.is_empty())
+    /// [`Error::List`] or [`Error::Put`] if the export refuses.
+    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), Error> {
+        let (sender, mut batches) = mpsc::channel(limits::PEER_QUEUE_BATCHES);
+        let connector = self.connector.clone();
+        let subject = Subject {
+            cluster: self.options.cluster.clone(),
+            layout: Layout::State,
+            kinds: Kind::ALL.to_vec(),
+            canaries: false,
         };
-        self.prefixes.iter().any(begins)
+        let sink = Sink::new(sender, |events| events);
+        let follower = Follower::new(subject);
+        // On the heap: the future is large and lives long.
+        let follow = Box::pin(follower.run(|| connector.connect(), sink, cancel.clone()));
+        let copy = async {
+            let mut minute = tokio::time::interval(limits::HEARTBEAT_INTERVAL);
+            loop {
+                tokio::select! {
+                    _ = minute.tick() => {
+                        self.put_config()?;
+                        self.put_always(keyspace::HEARTBEAT.into())?;
+                    }
+                    Some(events) = batches.recv() => for event in events {
+                        self.apply(event)?;
+                    },
+                }
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => Ok(()),
+            // Only once cancelled: the receiver lives as long.
+            _ = follow => Ok(()),
+            result = copy => result,
+        }
     }
 
-    fn put(&self, kv: KeyValue) -> Result<(), Error> {
-        let key = kv.key.clone();
-        let put = self.export.put_if_changed(kv.key, kv.value, 0);
+    fn apply(&mut self, event: KeyEvent) -> Result<(), Error> {
+        match event {
+            KeyEvent::BeginList { kind } => drop(self.lists.insert(kind, HashSet::new())),
+            KeyEvent::Upsert {
+                kind,
+                suffix,
+                value,
+                ..
+            } => {
+                let key = self.key(kind, &suffix);
+                if let Some(list) = self.lists.get_mut(&kind) {
+                    list.insert(key.clone());
+                }
+                self.put(key, value)?;
+            }
+            KeyEvent::Delete { kind, suffix } => {
+                self.export.delete(&self.key(kind, &suffix));
+            }
+            KeyEvent::EndList { kind } => {
+                if let Some(list) = self.lists.remove(&kind) {
+                    self.sweep(kind, &list)?;
+                }
+                if self.complete.insert(kind) {
+                    self.put_canaries(kind)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what a complete list lacks.
+    fn sweep(&self, kind: Kind, list: &HashSet<Bytes>) -> Result<(), Error> {
+        let prefix = Layout::State.prefix(kind, &self.options.cluster);
+        let mut request = RangeRequest::prefix(prefix.as_bytes());
+        request.keys_only = true;
+        let present = self.export.range(&request).map_err(Error::List)?;
+        for kv in present.kvs.iter().filter(|kv| !list.contains(&kv.key)) {
+            self.export.delete(&kv.key);
+        }
+        Ok(())
+    }
+
+    fn key(&self, kind: Kind, suffix: &[u8]) -> Bytes {
+        let prefix = Layout::State.prefix(kind, &self.options.cluster);
+        [prefix.as_bytes(), suffix].concat().into()
+    }
+
+    fn put(&self, key: Bytes, value: Bytes) -> Result<(), Error> {
+        let put = self.export.put_if_changed(key.clone(), value, 0);
         put.map(drop).map_err(|source| put_error(&key, source))
     }
 
-    fn put_always(&self, key: String, value: String) -> Result<(), Error> {
-        let key = Bytes::from(key);
-        let put = self.export.put(key.clone(), value.into(), 0);
+    /// Puts the time, which must be seen to change.
+    fn put_always(&self, key: String) -> Result<(), Error> {
+        let (key, time) = (Bytes::from(key), rfc3339((self.clock)()));
+        let put = self.export.put(key.clone(), time.into(), 0);
         put.map(drop).map_err(|source| put_error(&key, source))
     }
 
@@ -155,25 +156,18 @@ impl Projection {
                 ..Capabilities::default()
             },
         };
-        let key = Bytes::from(keyspace::cluster_config_key(&self.options.cluster));
-        let put = self
-            .export
-            .put_if_changed(key.clone(), config.encode().into(), 0);
-        put.map(drop).map_err(|source| put_error(&key, source))
+        let key = keyspace::cluster_config_key(&self.options.cluster);
+        self.put(key.into(), config.encode().into())
     }
 
-    /// Also for kinds without entries, and for the one that we never have.
-    fn put_canaries(&self) -> Result<(), Error> {
+    /// Also for a kind without entries. The one that we never have goes with the services.
+    fn put_canaries(&self, kind: Kind) -> Result<(), Error> {
         let cluster = &self.options.cluster;
-        for kind in Kind::ALL {
-            self.put_always(Layout::State.canary(kind, cluster), self.time())?;
+        self.put_always(Layout::State.canary(kind, cluster))?;
+        if kind == Kind::Services {
+            self.put_always(keyspace::service_exports_canary(Layout::State, cluster))?;
         }
-        let exports = keyspace::service_exports_canary(Layout::State, cluster);
-        self.put_always(exports, self.time())
-    }
-
-    fn time(&self) -> String {
-        rfc3339((self.clock)())
+        Ok(())
     }
 }
 

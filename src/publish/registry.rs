@@ -31,9 +31,8 @@ pub(super) struct Registry {
 
 /// The allocation of one label set.
 #[derive(Debug)]
-pub(super) struct Identity {
-    pub(super) id: IdentityId,
-    pub(super) labels: Arc<Labels>,
+struct Identity {
+    id: IdentityId,
     users: usize,
     /// When the last user went, Unix seconds. Of a loaded entry: never used by this process.
     released: Option<i64>,
@@ -90,40 +89,40 @@ impl Registry {
         self.identities.get(labels).map(|identity| identity.id)
     }
 
-    /// A random number of `first..=last` that nobody here holds; `None` if all are held.
-    pub(super) fn free_identity(&self, first: IdentityId, last: IdentityId) -> Option<IdentityId> {
+    /// Random numbers of `first..=last` that nobody here holds; fewer if nearly all are held.
+    pub(super) fn candidates(&self, first: IdentityId, last: IdentityId) -> Vec<IdentityId> {
         let free = |id: &IdentityId| !self.identity_ids.contains(id);
         let mut random = rand::rng();
         let picks = (0..limits::IDENTITY_PICKS_MAX)
             .map(|_| IdentityId(random.random_range(first.0..=last.0)));
-        // Nearly full: in order, from a random place on.
-        let start = rand::rng().random_range(first.0..=last.0);
-        let rest = (start..=last.0).chain(first.0..start).map(IdentityId);
-        picks.chain(rest).find(free)
+        picks.filter(free).collect()
     }
 
-    /// Notes that `id` stands for `labels`. The label set must not have another number.
-    pub(super) fn insert_identity(&mut self, id: IdentityId, labels: Arc<Labels>) {
-        self.identity_ids.insert(id);
-        let entry = Identity {
+    /// Notes that `id` stands for `labels`, and that what either stood for before is over.
+    pub(super) fn set_identity(&mut self, id: IdentityId, labels: &Arc<Labels>) {
+        let text = labels.to_string();
+        if self.identity(&text) == Some(id) {
+            return;
+        }
+        if self.identity_ids.contains(&id) {
+            self.identities.retain(|_, entry| entry.id != id);
+        }
+        let entry = self.identities.entry(text).or_insert_with(|| Identity {
             id,
-            labels,
             users: 0,
             released: None,
-        };
-        if let Some(old) = self.identities.insert(entry.labels.to_string(), entry) {
-            self.identity_ids.remove(&old.id);
-            self.identity_ids.insert(id);
-        }
+        });
+        self.identity_ids.remove(&entry.id);
+        entry.id = id;
+        self.identity_ids.insert(id);
         self.dirty = true;
     }
 
-    /// Forgets a number that turned out to be somebody else's.
-    pub(super) fn forget_identity(&mut self, labels: &str) {
-        if let Some(identity) = self.identities.remove(labels) {
-            self.identity_ids.remove(&identity.id);
-            self.dirty = true;
-        }
+    /// True if no workload has these labels.
+    pub(super) fn is_unused(&self, labels: &str) -> bool {
+        self.identities
+            .get(labels)
+            .is_none_or(|identity| identity.users == 0)
     }
 
     /// One more workload has these labels.
@@ -134,15 +133,17 @@ impl Registry {
         }
     }
 
-    /// One workload fewer has these labels.
-    pub(super) fn release_identity(&mut self, labels: &str, now: i64) {
-        if let Some(identity) = self.identities.get_mut(labels) {
-            identity.users = identity.users.saturating_sub(1);
-            if identity.users == 0 {
-                identity.released = Some(now);
-                self.dirty = true;
-            }
+    /// One workload fewer has these labels; yields how many are left.
+    pub(super) fn release_identity(&mut self, labels: &str, now: i64) -> usize {
+        let Some(identity) = self.identities.get_mut(labels) else {
+            return 0;
+        };
+        identity.users = identity.users.saturating_sub(1);
+        if identity.users == 0 {
+            identity.released = Some(now);
+            self.dirty = true;
         }
+        identity.users
     }
 
     /// The workload's number, new if it has none; `None` if all are held.
@@ -193,8 +194,8 @@ impl Registry {
         }
     }
 
-    /// Takes out what was released long enough ago, and returns the identities among it.
-    pub(super) fn purge(&mut self, now: i64) -> Vec<Identity> {
+    /// Takes out what was released long enough ago.
+    pub(super) fn purge(&mut self, now: i64) {
         let keep = i64::try_from(limits::ID_REUSE_AFTER.as_secs()).unwrap_or(i64::MAX);
         // A clock that was set back must not keep an entry forever: its wait starts again.
         let over = |released: &mut Option<i64>| match released {
@@ -205,15 +206,15 @@ impl Registry {
             Some(at) => now - *at >= keep,
             None => false,
         };
-        let mut purged = Vec::new();
-        for (_, identity) in self
-            .identities
-            .extract_if(|_, entry| over(&mut entry.released))
-        {
-            self.identity_ids.remove(&identity.id);
-            purged.push(identity);
-        }
-        let endpoints = self.endpoints.len();
+        let before = (self.identities.len(), self.endpoints.len());
+        let ids = &mut self.identity_ids;
+        self.identities.retain(|_, entry| {
+            let keep = !over(&mut entry.released);
+            if !keep {
+                ids.remove(&entry.id);
+            }
+            keep
+        });
         let ids = &mut self.endpoint_ids;
         self.endpoints.retain(|_, entry| {
             let keep = !over(&mut entry.released);
@@ -222,8 +223,7 @@ impl Registry {
             }
             keep
         });
-        self.dirty |= !purged.is_empty() || endpoints != self.endpoints.len();
-        purged
+        self.dirty |= before != (self.identities.len(), self.endpoints.len());
     }
 
     /// Reads the file of `cluster`; a missing one is an empty registry. A file that does not
@@ -289,18 +289,14 @@ impl Registry {
             if !(first..=last).contains(&id) || !registry.identity_ids.insert(id) {
                 return Err(format!("identity {id} is out of range or occurs twice"));
             }
-            let labels = Arc::new(Labels::parse(&labels));
+            // Parsed and printed, so that equal sets are equal texts.
+            let labels = Labels::parse(&labels).to_string();
             let entry = Identity {
                 id,
-                labels,
                 users: 0,
                 released,
             };
-            if registry
-                .identities
-                .insert(entry.labels.to_string(), entry)
-                .is_some()
-            {
+            if registry.identities.insert(labels, entry).is_some() {
                 return Err(format!("labels of identity {id} occur twice"));
             }
         }

@@ -5,10 +5,12 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::{
-    keyspace::{IpRecord, Kind, Layout, NodeRecord, ServiceRecord},
+    etcd::Client,
+    keyspace::{IpRecord, Kind, Layout, NodeRecord, ServiceRecord, identity},
+    serve,
     source::{ServiceKey, ServicePort, WorkloadKey},
-    store::{KeyValue, RangeRequest},
-    types::{Label, NamedPort},
+    store::{KeyValue, RangeRequest, Store},
+    types::{Label, Labels, LocalEndpoint, NamedPort},
 };
 
 const NODE_IP: &str = "192.0.2.1";
@@ -26,6 +28,7 @@ fn options(state_dir: &Path) -> Options {
         cluster: "west".parse().unwrap(),
         id: ClusterId::new(12, MaxClusters::C255).unwrap(),
         max: MaxClusters::C255,
+        node_name: "n1".to_owned(),
         state_dir: state_dir.to_owned(),
     }
 }
@@ -34,6 +37,14 @@ fn store(cluster_id: u64) -> Store {
     Store::new(store::Options {
         cluster_id,
         history_max: 10_000,
+    })
+}
+
+/// Connections to a store in this process.
+fn connector(store: &Store) -> Connector {
+    let store = store.clone();
+    Connector::new(move || {
+        Client::in_process(serve::in_process(store.clone(), CancellationToken::new()))
     })
 }
 
@@ -84,9 +95,9 @@ fn service(global: bool, shared: bool) -> LocalService {
         },
         frontends: [("10.96.0.1".parse().unwrap(), ports.clone())].into(),
         backends: [("10.0.0.1".parse().unwrap(), ports)].into(),
-        hostnames: std::collections::BTreeMap::new(),
-        labels: std::collections::BTreeMap::new(),
-        selector: std::collections::BTreeMap::new(),
+        hostnames: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        selector: BTreeMap::new(),
         global,
         shared,
     }
@@ -98,19 +109,26 @@ struct Running {
     events: mpsc::Sender<LocalEvent>,
     endpoints: mpsc::Receiver<EndpointEvent>,
     synced: watch::Receiver<bool>,
+    status: watch::Receiver<Status>,
+    confirmed: Connector,
     cancel: CancellationToken,
     tasks: JoinSet<Result<(), Error>>,
 }
 
 impl Running {
     async fn start(state_dir: &Path, store: &Store, clock: Clock) -> Self {
-        let publisher = Publisher::open(options(state_dir), store.clone(), clock)
+        Self::start_at(state_dir, store, connector(store), clock).await
+    }
+
+    async fn start_at(state_dir: &Path, store: &Store, connector: Connector, clock: Clock) -> Self {
+        let publisher = Publisher::open(options(state_dir), connector, clock)
             .await
             .unwrap();
         let (events, source) = mpsc::channel(16);
         let (sink, endpoints) = mpsc::channel(64);
         let cancel = CancellationToken::new();
-        let synced = publisher.synced();
+        let (synced, status) = (publisher.synced(), publisher.status());
+        let confirmed = publisher.confirmed();
         let mut tasks = JoinSet::new();
         tasks.spawn(publisher.run(source, sink, cancel.clone()));
         Self {
@@ -118,36 +136,40 @@ impl Running {
             events,
             endpoints,
             synced,
+            status,
+            confirmed,
             cancel,
             tasks,
         }
     }
 
-    /// Sends events and waits until the publisher has dealt with them: a marker workload follows.
+    /// Sends events and waits until the store has what follows from them: a marker comes and goes.
     async fn send(&mut self, events: impl IntoIterator<Item = LocalEvent>) -> Vec<EndpointEvent> {
         for event in events {
             self.events.send(event).await.unwrap();
         }
         let marker = workload("marker", "marker", "10.255.255.1");
-        self.events
-            .send(LocalEvent::WorkloadUpsert(marker))
-            .await
-            .unwrap();
-        self.events
-            .send(LocalEvent::WorkloadDelete(key("marker")))
-            .await
-            .unwrap();
+        self.events.send(upsert(marker)).await.unwrap();
         let mut seen = Vec::new();
         let mut marker = None;
         loop {
             match self.endpoints.recv().await.unwrap() {
                 EndpointEvent::Upsert(endpoint) if endpoint.name == "marker" => {
                     marker = Some(endpoint.id);
+                    let delete = LocalEvent::WorkloadDelete(key("marker"));
+                    self.events.send(delete).await.unwrap();
                 }
-                EndpointEvent::Delete(id) if Some(id) == marker => return seen,
+                EndpointEvent::Delete(id) if Some(id) == marker => break,
                 event => seen.push(event),
             }
         }
+        self.written().await;
+        seen
+    }
+
+    async fn written(&mut self) {
+        let written = |s: &Status| s.connected && s.unwritten == 0 && s.waiting == 0;
+        self.status.wait_for(written).await.unwrap();
     }
 
     async fn stop(mut self) {
@@ -194,7 +216,7 @@ async fn a_workload_yields_identity_address_and_endpoint() {
         .await;
     let sent = endpoint(&seen[0]);
     assert_eq!(seen[1], EndpointEvent::Synced);
-    assert!(*run.synced.borrow());
+    run.synced.wait_for(|synced| *synced).await.unwrap();
     // The own cluster's label is forced.
     let text = "k8s:app=db;k8s:io.cilium.k8s.policy.cluster=west;";
     assert_eq!(sent.labels.to_string(), text);
@@ -246,7 +268,8 @@ async fn repeated_objects_write_nothing() {
         run.store.get(b"cilium/state/ip/v1/default/10.0.0.1"),
         before
     );
-    let is_marker = |kv: &KeyValue| String::from_utf8_lossy(&kv.key).contains("marker");
+    let has_marker = |text: &[u8]| String::from_utf8_lossy(text).contains("marker");
+    let is_marker = |kv: &KeyValue| has_marker(&kv.key) || has_marker(&kv.value);
     let after: Vec<_> = run.list("cilium/state/identities/v1/");
     for kv in slaves.iter().filter(|kv| !is_marker(kv)) {
         assert!(after.contains(kv));
@@ -396,22 +419,30 @@ async fn changed_labels_mean_another_identity() {
 }
 
 #[test]
-fn a_full_range_yields_no_number() {
+fn a_released_number_is_no_candidate_before_it_has_rested() {
     let mut registry = Registry::default();
     let (first, last) = (IdentityId(786_432), IdentityId(786_433));
-    for app in ["a", "b"] {
-        let id = registry.free_identity(first, last).unwrap();
-        registry.insert_identity(id, Arc::clone(&workload(app, app, "10.0.0.1").labels));
-    }
-    assert_eq!(registry.free_identity(first, last), None);
-    let labels = workload("a", "a", "10.0.0.1").labels.to_string();
-    let id = registry.identity(&labels).unwrap();
-    registry.retain_identity(&labels);
-    registry.release_identity(&labels, 1_000);
-    assert!(registry.purge(1_000 + 29 * 60).is_empty());
-    assert_eq!(registry.free_identity(first, last), None);
-    assert_eq!(registry.purge(1_000 + 30 * 60).len(), 1);
-    assert_eq!(registry.free_identity(first, last), Some(id));
+    let labels = |app: &str| Arc::clone(&workload(app, app, "10.0.0.1").labels);
+    registry.set_identity(first, &labels("a"));
+    registry.set_identity(last, &labels("b"));
+    assert_eq!(registry.candidates(first, last), []);
+    let a = labels("a").to_string();
+    registry.retain_identity(&a);
+    assert_eq!(registry.release_identity(&a, 1_000), 0);
+    registry.purge(1_000 + 29 * 60);
+    assert_eq!(registry.identity(&a), Some(first));
+    registry.purge(1_000 + 30 * 60);
+    assert_eq!(registry.identity(&a), None);
+    assert!(
+        registry
+            .candidates(first, last)
+            .iter()
+            .all(|id| *id == first)
+    );
+    // The store gave b's number to c: b has none any more.
+    registry.set_identity(last, &labels("c"));
+    assert_eq!(registry.identity(&labels("b").to_string()), None);
+    assert_eq!(registry.identity(&labels("c").to_string()), Some(last));
 }
 
 #[tokio::test]
@@ -477,27 +508,25 @@ async fn a_stop_withdraws_nothing_but_the_lease_ends_it() {
     let store = run.store.clone();
     run.stop().await;
     assert!(store.get(b"cilium/state/ip/v1/default/10.0.0.1").is_some());
-    store.expire(now() + limits::LEASE_TTL * 2);
+    store.expire(std::time::Instant::now() + limits::LEASE_TTL * 2);
     assert!(store.get(b"cilium/state/ip/v1/default/10.0.0.1").is_none());
 }
 
 #[tokio::test]
-async fn a_released_number_rests_before_it_is_free() {
+async fn a_released_number_rests_across_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let mut run = Running::start(dir.path(), &store(1), noon).await;
-    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    let id = endpoint(&seen[0]).identity;
+    run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
     run.send([LocalEvent::WorkloadDelete(key("a")), LocalEvent::Synced])
         .await;
-    let store = run.store.clone();
     run.stop().await;
-    let mut run = Running::start(dir.path(), &store, an_hour_later).await;
+    let text = || std::fs::read_to_string(dir.path().join("identities.json")).unwrap();
+    assert!(text().contains("app=db"), "{}", text());
+    let mut run = Running::start(dir.path(), &store(1), an_hour_later).await;
     // The first minute tick comes at once; the marker shows that it is over.
     run.send([]).await;
-    assert!(store.get(identity::master_key(id).as_bytes()).is_none());
     run.stop().await;
-    let text = std::fs::read_to_string(dir.path().join("identities.json")).unwrap();
-    assert!(!text.contains("app=db"), "{text}");
+    assert!(!text().contains("app=db"), "{}", text());
 }
 
 #[tokio::test]
@@ -521,7 +550,7 @@ async fn a_corrupt_state_file_is_set_aside() {
     // What can't be read at all is an error, not a reason to renumber.
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
-    let failed = Publisher::open(options(dir.path()), store(1), noon).await;
+    let failed = Publisher::open(options(dir.path()), connector(&store(1)), noon).await;
     assert!(matches!(failed, Err(Error::Load(_))));
 }
 
@@ -542,33 +571,27 @@ async fn the_export_has_records_first_and_canaries_last() {
     export
         .put("cilium/state/ip/v1/default/10.9.9.9".into(), "{}".into(), 0)
         .unwrap();
-    let projection = Projection::new(options(dir.path()), cluster, export.clone(), noon);
-    run.tasks
-        .spawn(projection.run(run.synced.clone(), run.cancel.clone()));
-    run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    let present = |key: &'static [u8]| {
-        let export = export.clone();
-        move || export.get(key).is_some()
-    };
-    eventually(present(b"cilium/state/ip/v1/default/10.0.0.1")).await;
-    eventually(|| list(&export, "cilium/state/ip/").len() == 1).await;
-    let heartbeat = export.get(b"cilium/.heartbeat").unwrap();
-    assert_eq!(heartbeat.value, "2025-06-01T12:00:00Z");
+    let confirmed = run.confirmed.clone();
+    let projection = Projection::new(options(dir.path()), confirmed, export.clone(), noon);
+    run.tasks.spawn(projection.run(run.cancel.clone()));
+    let heartbeat = || export.get(b"cilium/.heartbeat");
+    eventually(|| heartbeat().is_some()).await;
+    assert_eq!(heartbeat().unwrap().value, "2025-06-01T12:00:00Z");
     let config = export.get(b"cilium/cluster-config/west").unwrap().value;
     let text = r#"{"id":12,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255}}"#;
     assert_eq!(config, text);
+    // Before the source has said everything, nothing is listed.
+    run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
     assert_eq!(list(&export, "cilium/synced/").len(), 0);
     run.send([upsert(workload("b", "web", "10.0.0.2")), LocalEvent::Synced])
         .await;
     eventually(|| list(&export, "cilium/synced/west/").len() == 5).await;
+    assert_eq!(list(&export, "cilium/state/ip/").len(), 2);
     let west = options(dir.path()).cluster;
     let record = export.get(b"cilium/state/ip/v1/default/10.0.0.2").unwrap();
-    for kind in Kind::ALL {
-        let canary = export
-            .get(Layout::State.canary(kind, &west).as_bytes())
-            .unwrap();
-        assert!(canary.mod_revision > record.mod_revision);
-    }
+    let canary = Layout::State.canary(Kind::Ips, &west);
+    let canary = export.get(canary.as_bytes()).unwrap();
+    assert!(canary.mod_revision > record.mod_revision);
     assert_eq!(record.lease, 0);
     assert!(list(&export, "cilium/state/identities/v1/value/").is_empty());
     // Two label sets and the marker's.
