@@ -45,13 +45,17 @@ impl Handshakes {
     }
 
     /// Checks that there were some, that `reason` ended all of them, and that none led to a call.
+    /// One that the client broke off at the end of its time has no reason of ours.
     fn assert_refused(&self, what: &str, reason: &str) {
-        let ends = self.take();
-        assert!(!ends.is_empty(), "{what}: no handshake at all");
-        for end in ends {
+        let mut refusals = 0;
+        for end in self.take() {
             let refused = end.expect_err(&format!("{what} was let in"));
-            assert!(refused.contains(reason), "{what}: {refused}");
+            if !refused.contains(BROKEN_OFF) {
+                assert!(refused.contains(reason), "{what}: {refused}");
+                refusals += 1;
+            }
         }
+        assert!(refusals > 0, "{what}: no handshake to its end");
     }
 }
 
@@ -67,6 +71,7 @@ fn chain(mut error: &dyn StdError) -> String {
 
 /// Refused clients try again until then; one handshake is enough here.
 const QUICKLY: &str = "--command-timeout=1s";
+const BROKEN_OFF: &str = "accept a TLS client: closed";
 const NO_CERTIFICATE: &str = "no_certificate";
 const MAY_NOT_VOUCH: &str = "may_not_vouch";
 /// By a CA that has the name of ours, and another key.
