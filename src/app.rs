@@ -188,6 +188,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
             move || {
                 let mut errors = standing_errors(&source_status, &policy_status);
                 errors.extend(server_tls.refused());
+                errors.extend(server_tls.trust().refusals());
                 errors
             }
         }),

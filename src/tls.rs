@@ -7,8 +7,7 @@
 //! Invariant: a handshake uses files as they are at that moment (client), or as the last successful
 //! load found them (server); a bad new file never replaces a good one that is in use; every refusal
 //! has a [`Reason`], which is counted.
-//! Absent on purpose: revocation lists, the expiry of a CA after it was loaded, and any crypto
-//! provider but ring.
+//! Absent on purpose: revocation lists, and any crypto provider but ring.
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -163,6 +162,12 @@ impl Error {
     #[must_use]
     pub const fn is_missing(&self) -> bool {
         matches!(self, Self::Missing { .. })
+    }
+
+    /// With its source, as one line.
+    fn line(&self) -> String {
+        let source = std::error::Error::source(self);
+        source.map_or_else(|| self.to_string(), |source| format!("{self}: {source}"))
     }
 
     /// The reason in one word.

@@ -112,22 +112,10 @@ impl Context {
 
     /// Lets the peer's CA vouch for the peer as our client.
     fn trust(&self, file: &ConfigFile) {
-        if let (Some(trust), Some((cert, _))) = (&self.options.trust, &file.connect.tls.identity)
-            && let Err(error) = trust.watch_expiry_for_peer(&self.name, cert)
-        {
-            tracing::debug!(clusterName = %self.name, %error, "expiry of client certificate unknown");
-        }
-        let (Some(trust), Some(path)) = (&self.options.trust, file.ca_file()) else {
-            return;
-        };
-        if let Err(error) = trust.set_peer_file(&self.name, path)
-            && !error.is_missing()
-        {
-            tracing::warn!(
-                clusterName = %self.name,
-                error = &error as &dyn std::error::Error,
-                "CA of remote cluster refused for its clients"
-            );
+        if let Some(trust) = &self.options.trust {
+            let cert = file.connect.tls.identity.as_ref().map(|(cert, _)| cert);
+            let ca = file.ca_file();
+            trust.follow_peer(&self.name, ca.map(|p| &**p), cert.map(|p| &**p));
         }
     }
 

@@ -2,27 +2,38 @@
 use std::{path::Path, sync::Arc};
 
 use rustls::{
-    RootCertStore,
+    CertificateError, RootCertStore,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, UnixTime},
-    server::{ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{
+        ParsedCertificate, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
     sign::CertifiedKey,
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{Error, Reason, certificates, private_key};
 
-/// The CAs of one bundle that are valid now, as a verifier of clients.
+/// The CAs of one bundle that were valid when it was read.
 #[derive(Debug, Clone)]
 pub(super) struct Bundle {
-    pub(super) verifier: Arc<dyn ClientCertVerifier>,
+    /// One each, as the library does not look at the time of a CA.
+    authorities: Vec<Authority>,
     pub(super) roots: Arc<RootCertStore>,
     /// Unix seconds at which the first of its CAs expires.
     pub(super) expiry: i64,
 }
 
+#[derive(Debug, Clone)]
+struct Authority {
+    verifier: Arc<dyn ClientCertVerifier>,
+    /// Unix seconds.
+    expiry: i64,
+}
+
 impl Bundle {
-    /// Takes every CA in `pem` that is valid now; the library would not look at their time again.
+    /// Takes every CA in `pem` that is valid now.
     ///
     /// # Errors
     /// [`Error::Pem`] without a certificate; [`Error::Unusable`] if one is no CA, or if none is
@@ -37,7 +48,7 @@ impl Bundle {
             source,
         };
         let mut roots = RootCertStore::empty();
-        let mut expiry = i64::MAX;
+        let mut authorities = Vec::new();
         let mut invalid = None;
         for certificate in certificates(path, pem)? {
             let parsed = parse(path, &certificate)?;
@@ -48,23 +59,56 @@ impl Bundle {
                 invalid = Some(unusable(path, reason, &parsed));
                 continue;
             }
-            expiry = expiry.min(parsed.validity().not_after.timestamp());
-            roots.add(certificate).map_err(setup)?;
+            let expiry = parsed.validity().not_after.timestamp();
+            roots.add(certificate.clone()).map_err(setup)?;
+            let verifier = verifier(certificate, provider).map_err(setup)?;
+            authorities.push(Authority { verifier, expiry });
         }
         if let (true, Some(error)) = (roots.is_empty(), invalid) {
             return Err(error);
         }
-        let roots = Arc::new(roots);
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider))
-                .build()
-                .map_err(|error| setup(rustls::Error::General(error.to_string())))?;
+        let expiry = authorities.iter().map(|a| a.expiry).min();
         Ok(Self {
-            verifier,
-            roots,
-            expiry,
+            authorities,
+            roots: Arc::new(roots),
+            expiry: expiry.unwrap_or(i64::MAX),
         })
     }
+
+    /// Verifies a client by any CA that is valid at `now`.
+    ///
+    /// # Errors
+    /// `UnknownIssuer` if none of them issued it, else why it is refused by the one that did.
+    pub(super) fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let unknown = rustls::Error::from(CertificateError::UnknownIssuer);
+        let mut refused = unknown.clone();
+        for Authority { verifier, expiry } in &self.authorities {
+            match verifier.verify_client_cert(leaf, intermediates, now) {
+                Ok(verified) if unix_seconds(now) <= *expiry => return Ok(verified),
+                Ok(_) => refused = CertificateError::Expired.into(),
+                Err(error) if error != unknown => refused = error,
+                Err(_) => {}
+            }
+        }
+        Err(refused)
+    }
+}
+
+/// Verifies clients by one CA.
+fn verifier(
+    authority: CertificateDer<'static>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority)?;
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))
 }
 
 /// The server's chain with its key.
@@ -146,7 +190,7 @@ fn parse<'a>(
         .map(|(_, parsed)| parsed)
         .map_err(|_cause| Error::Setup {
             path: path.to_owned(),
-            source: rustls::CertificateError::BadEncoding.into(),
+            source: CertificateError::BadEncoding.into(),
         })
 }
 
@@ -160,7 +204,7 @@ fn may_issue(certificate: &X509Certificate<'_>) -> bool {
 }
 
 fn outside_validity(certificate: &X509Certificate<'_>) -> Option<Reason> {
-    let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+    let now = unix_seconds(UnixTime::now());
     let validity = certificate.validity();
     if now > validity.not_after.timestamp() {
         Some(Reason::Expired)
@@ -169,6 +213,10 @@ fn outside_validity(certificate: &X509Certificate<'_>) -> Option<Reason> {
     } else {
         None
     }
+}
+
+fn unix_seconds(time: UnixTime) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn unusable(path: &Path, reason: Reason, certificate: &X509Certificate<'_>) -> Error {

@@ -159,7 +159,7 @@ impl ServerTls {
             Ok(false) => {}
             Err(error) => self.metrics.reload_refused(error.reason()),
         }
-        *lock(&self.refused) = result.as_ref().err().map(chain_text);
+        *lock(&self.refused) = result.as_ref().err().map(Error::line);
         result
     }
 
@@ -329,12 +329,6 @@ fn check(
         own,
         outside_validity,
     })
-}
-
-/// An error with its source, as one line.
-fn chain_text(error: &Error) -> String {
-    let source = std::error::Error::source(error);
-    source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -335,7 +335,7 @@ async fn a_peers_expiry_is_shown_while_it_is_configured() {
         .set_peer(&name, Path::new("east"), east.pem.as_bytes())
         .unwrap();
     let (cert, _) = east.client(dir.path(), "remote-own").unwrap();
-    trust.watch_expiry_for_peer(&name, &cert).unwrap();
+    trust.follow_peer(&name, None, Some(&cert));
     let shown = || {
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather());
         text.unwrap().matches("{peer=\"east\",role=").count()
@@ -343,4 +343,72 @@ async fn a_peers_expiry_is_shown_while_it_is_configured() {
     assert_eq!(shown(), 2);
     trust.remove_peer(&name);
     assert_eq!(shown(), 0);
+}
+
+#[test]
+fn a_bad_bundle_of_a_peer_is_told_and_the_old_one_stays_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, east) = (ca("own"), ca("east"));
+    let server = server(dir.path(), &own);
+    let (trust, name) = (server.trust(), "east".parse().unwrap());
+    let path = dir.path().join("east-ca.crt");
+    let (cert, _) = east.client(dir.path(), "remote-east").unwrap();
+    let leaf = certificates(&cert, &read(&cert).unwrap()).unwrap();
+    let vouched = || {
+        let verified = verify(&trust, &leaf[0], rustls::pki_types::UnixTime::now());
+        verified.is_ok()
+    };
+    trust.follow_peer(&name, Some(&path), None);
+    assert!(
+        !vouched() && trust.refusals().is_empty(),
+        "waits for the file"
+    );
+    std::fs::write(&path, &east.pem).unwrap();
+    trust.follow_peer(&name, Some(&path), None);
+    assert!(vouched());
+    std::fs::write(&path, "half").unwrap();
+    trust.follow_peer(&name, Some(&path), None);
+    assert!(vouched());
+    let refusals = trust.refusals();
+    assert!(
+        refusals.len() == 1 && refusals[0].contains("east-ca.crt"),
+        "{refusals:?}"
+    );
+    std::fs::write(&path, &east.pem).unwrap();
+    trust.follow_peer(&name, Some(&path), None);
+    assert!(vouched() && trust.refusals().is_empty());
+}
+
+/// The library would let a CA vouch for ever.
+#[test]
+fn a_ca_vouches_until_it_expires() {
+    let dir = tempfile::tempdir().unwrap();
+    let hour = std::time::Duration::from_secs(3600);
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_after = time::OffsetDateTime::now_utc() + hour;
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let own = Ca { pem, issuer };
+    let trust = server(dir.path(), &own).trust();
+    let (cert, _) = own.client(dir.path(), "admin-here").unwrap();
+    let leaf = certificates(&cert, &read(&cert).unwrap()).unwrap();
+    let at = |ahead: std::time::Duration| {
+        let now = std::time::SystemTime::now() + ahead;
+        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+        rustls::pki_types::UnixTime::since_unix_epoch(since)
+    };
+    verify(&trust, &leaf[0], at(hour / 2)).unwrap();
+    let error = verify(&trust, &leaf[0], at(hour * 2)).unwrap_err();
+    assert_eq!(Reason::of(&error), Reason::Expired);
+}
+
+fn verify(
+    trust: &ClientTrust,
+    leaf: &CertificateDer<'_>,
+    now: rustls::pki_types::UnixTime,
+) -> Result<rustls::server::danger::ClientCertVerified, rustls::Error> {
+    use rustls::server::danger::ClientCertVerifier as _;
+    trust.witness().verify_client_cert(leaf, &[], now)
 }

@@ -2,7 +2,7 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use arc_swap::ArcSwap;
@@ -27,6 +27,8 @@ pub struct ClientTrust {
     state: Arc<ArcSwap<State>>,
     provider: Arc<CryptoProvider>,
     metrics: Metrics,
+    /// What is wrong with the files of peers that are not in use.
+    refused: Arc<Mutex<BTreeMap<ClusterName, String>>>,
 }
 
 /// What the server's own files say.
@@ -82,6 +84,7 @@ impl ClientTrust {
             state,
             provider,
             metrics,
+            refused: Arc::default(),
         }
     }
 
@@ -108,28 +111,58 @@ impl ClientTrust {
         Ok(())
     }
 
-    /// As [`Self::set_peer`], from a file.
-    ///
-    /// # Errors
-    /// If the file is missing, unreadable or without a CA certificate; the old setting stays then.
-    pub fn set_peer_file(&self, peer: &ClusterName, path: &Path) -> Result<(), Error> {
-        self.set_peer(peer, path, &super::read(path)?)
+    /// Reads a peer's files, to be called again and again: its CA bundle, as [`Self::set_peer`], and
+    /// the certificate that we present to it, whose expiry the metrics show. Missing files are
+    /// waited for; a bad bundle is told once, and the old one stays in use.
+    pub fn follow_peer(&self, peer: &ClusterName, ca: Option<&Path>, cert: Option<&Path>) {
+        if let Some(path) = cert
+            && let Err(error) = self.show_expiry(peer, path)
+        {
+            tracing::debug!(clusterName = %peer, %error, "expiry of client certificate unknown");
+        }
+        let Some(path) = ca else { return };
+        let set = super::read(path).and_then(|pem| self.set_peer(peer, path, &pem));
+        let error = match set {
+            Err(error) if !error.is_missing() => error,
+            _ => {
+                self.refused().remove(peer);
+                return;
+            }
+        };
+        self.metrics.reload_refused(error.reason());
+        let line = error.line();
+        if self.refused().insert(peer.clone(), line.clone()) != Some(line) {
+            tracing::warn!(
+                clusterName = %peer,
+                reason = %error.reason(),
+                error = &error as &dyn std::error::Error,
+                "CA of remote cluster refused for its clients, an old one stays in use"
+            );
+        }
     }
 
-    /// Shows in the metrics when the certificate expires that we present to the peer.
-    ///
-    /// # Errors
-    /// If the file is missing, unreadable or holds no certificate.
-    pub fn watch_expiry_for_peer(&self, peer: &ClusterName, path: &Path) -> Result<(), Error> {
+    fn show_expiry(&self, peer: &ClusterName, path: &Path) -> Result<(), Error> {
         let chain = certificates(path, &super::read(path)?)?;
         let expiry = bundle::chain_expiry(path, &chain)?;
         self.metrics.set_expiry(peer.as_str(), "client", expiry);
         Ok(())
     }
 
+    /// What is wrong with bundles of peers that are not in use, one line each.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<String> {
+        self.refused().values().cloned().collect()
+    }
+
+    fn refused(&self) -> MutexGuard<'_, BTreeMap<ClusterName, String>> {
+        // A panic elsewhere leaves single lines behind, never half of one.
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes the peer's CAs away. Connections that stand are not cut.
     pub fn remove_peer(&self, peer: &ClusterName) {
         self.metrics.forget_peer(peer.as_str());
+        self.refused().remove(peer);
         self.state.rcu(|old| {
             let mut new = State::clone(old);
             new.peers.remove(peer);
@@ -172,10 +205,7 @@ impl State {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Reason {
-        let verifies = |bundle: &Bundle| {
-            let verified = bundle.verifier.verify_client_cert(leaf, intermediates, now);
-            verified.is_ok()
-        };
+        let verifies = |bundle: &Bundle| bundle.verify(leaf, intermediates, now).is_ok();
         if self.all().any(verifies) {
             return Reason::MayNotVouch;
         }
@@ -238,10 +268,7 @@ impl ClientCertVerifier for Witness {
         let unknown = rustls::Error::from(CertificateError::UnknownIssuer);
         let mut refused = unknown.clone();
         for bundle in self.state.entitled(name).into_iter().flatten() {
-            match bundle
-                .verifier
-                .verify_client_cert(end_entity, intermediates, now)
-            {
+            match bundle.verify(end_entity, intermediates, now) {
                 Ok(verified) => return Ok(verified),
                 // The one that knows the issuer says more.
                 Err(error) if error != unknown => refused = error,
