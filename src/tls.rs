@@ -96,7 +96,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file holds no usable PEM block of the expected sort.
-    #[error("find a {what} in {path}")]
+    #[error("find a {what} in {path}; the file must be complete PEM")]
     Pem {
         /// The file.
         path: PathBuf,
