@@ -127,7 +127,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     });
 
     let (endpoint_events, endpoint_receiver) = mpsc::channel(ENDPOINT_EVENTS_MAX);
-    let source_status = spawn_source(
+    let (source_status, published) = spawn_source(
         tasks,
         &config,
         &keyspaces,
@@ -184,17 +184,23 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         registry: telemetry::registry().context("register metrics")?,
         started: std::time::Instant::now(),
         errors: Arc::new({
-            let server_tls = server_tls.clone();
+            let (server_tls, published) = (server_tls.clone(), published.clone());
             move || {
                 let mut errors = standing_errors(&source_status, &policy_status);
                 errors.extend(server_tls.refused());
                 errors.extend(server_tls.trust().refusals());
+                errors.extend(published.borrow().errors());
                 errors
             }
         }),
         datapath: datapath_status(tasks, handle.status.clone()),
     };
     admin::metrics::register_mesh(&state).context("register metrics")?;
+    admin::metrics::register_kvstore(&state.registry, move || {
+        let status = published.borrow();
+        (status.connected, status.unwritten + status.waiting)
+    })
+    .context("register metrics")?;
     let (tls, face) = (server_tls.metrics(), face.metrics());
     tls.register(&state.registry).context("register metrics")?;
     face.register(&state.registry).context("register metrics")?;
@@ -281,6 +287,8 @@ fn spawn_expiry(tasks: &Tasks, keyspaces: &serve::Keyspaces) {
     }
 }
 
+type SourceStatus = Option<watch::Receiver<crate::source::Status>>;
+
 /// Source, publisher, export, and then the own cluster as a member of the mesh.
 async fn spawn_source(
     tasks: &Tasks,
@@ -289,7 +297,7 @@ async fn spawn_source(
     readiness: &Readiness,
     join: &members::Members,
     endpoint_events: mpsc::Sender<crate::types::EndpointEvent>,
-) -> anyhow::Result<Option<watch::Receiver<crate::source::Status>>> {
+) -> anyhow::Result<(SourceStatus, watch::Receiver<publish::Status>)> {
     let options = publish::Options {
         cluster: config.cluster_name.clone(),
         id: config.cluster_id,
@@ -298,15 +306,17 @@ async fn spawn_source(
         state_dir: config.state_dir.clone(),
     };
     let clock = telemetry::now_utc;
-    let connector = engine::connector(config, &keyspaces.cluster, tasks.token());
+    let connector = engine::connector(&config.kvstore, &keyspaces.cluster, tasks.token());
     let publisher = Publisher::open(options.clone(), connector.clone(), clock)
         .await
         .context("publish")?;
     let (synced, confirmed) = (publisher.synced(), publisher.confirmed());
+    let published = publisher.status();
     let collector = Collector::new(&options, connector);
     let cancel = tasks.token();
     tasks.spawn("identity-collector", async move {
-        collector.run(cancel).await;
+        // On the heap: the future is large and lives long.
+        Box::pin(collector.run(cancel)).await;
         Ok(())
     });
     let (events, receiver) = mpsc::channel(LOCAL_EVENTS_MAX);
@@ -353,7 +363,7 @@ async fn spawn_source(
         let sender = join.join(name.clone());
         own::run(confirmed, name, id, sender, cancel).await
     });
-    Ok(status)
+    Ok((status, published))
 }
 
 type PolicyStatus = watch::Receiver<Arc<policy::directory::Status>>;
@@ -436,10 +446,7 @@ fn spawn_members_known(
     });
 }
 
-fn standing_errors(
-    source: &Option<watch::Receiver<crate::source::Status>>,
-    policy: &Option<PolicyStatus>,
-) -> Vec<String> {
+fn standing_errors(source: &SourceStatus, policy: &Option<PolicyStatus>) -> Vec<String> {
     let mut errors = Vec::new();
     if let Some(source) = source {
         let status = source.borrow();

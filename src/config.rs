@@ -46,6 +46,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The admin socket; at most 107 bytes.
     pub socket_path: PathBuf,
+    /// Where the cluster store is.
+    pub kvstore: Kvstore,
     /// The bpf filesystem.
     pub bpf_root: PathBuf,
     /// Directory of manifests, if that source is used.
@@ -115,6 +117,19 @@ impl FromStr for LocalListen {
         }
         Ok(Self::Loopback(address))
     }
+}
+
+/// Engine of the cluster store.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Kvstore {
+    /// In this process.
+    #[default]
+    Embedded,
+    /// An etcd, or another node's tombolo.
+    Etcd {
+        /// How to reach it: an etcd client file.
+        config: PathBuf,
+    },
 }
 
 /// Form of the log lines.
@@ -288,6 +303,7 @@ impl Raw {
                 .path("clustermesh-config")
                 .unwrap_or_else(|| "/var/lib/clustermesh".into()),
             socket_path,
+            kvstore: self.kvstore(),
             bpf_root: self
                 .path("bpf-root")
                 .unwrap_or_else(|| "/sys/fs/bpf".into()),
@@ -336,6 +352,33 @@ impl Raw {
             state_dir,
         };
         self.problems.is_empty().then_some(config)
+    }
+
+    fn kvstore(&mut self) -> Kvstore {
+        let etcd = self.parse("kvstore", |text| match text {
+            "embedded" => Ok(false),
+            "etcd" => Ok(true),
+            _ => Err("must be embedded or etcd"),
+        });
+        let given = self.values.contains_key("kvstore-opt");
+        let config = self.parse("kvstore-opt", |text| {
+            let file = text.strip_prefix("etcd.config=").map(str::trim);
+            let file = file.filter(|file| !file.is_empty());
+            file.map(PathBuf::from).ok_or("must be etcd.config=FILE")
+        });
+        match (etcd, config) {
+            (Some(true), Some(config)) => return Kvstore::Etcd { config },
+            (Some(true), None) if !given => {
+                let message = "is required with --kvstore=etcd; give etcd.config=FILE";
+                self.problem("kvstore-opt", message.into());
+            }
+            (None | Some(false), Some(_)) => {
+                let message = "has an effect only with --kvstore=etcd";
+                self.problem("kvstore-opt", message.into());
+            }
+            _ => {}
+        }
+        Kvstore::Embedded
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {

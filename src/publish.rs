@@ -116,6 +116,18 @@ pub struct Status {
     pub refused: Vec<String>,
 }
 
+impl Status {
+    /// What somebody should look at, if anything.
+    pub fn errors(&self) -> impl Iterator<Item = String> {
+        let lost = self.error.as_ref().map(|error| {
+            format!("cluster store: {error}; the last known export stays, {} keys and {} workloads wait", self.unwritten, self.waiting)
+        });
+        let refused = self.refused.iter();
+        lost.into_iter()
+            .chain(refused.map(|refused| format!("cluster store refuses {refused}")))
+    }
+}
+
 /// Writes local events into the cluster store.
 #[derive(Debug)]
 pub struct Publisher {

@@ -60,6 +60,43 @@ pub fn register_drops(
     registry.register(Box::new(Statuses::new(DROPS, Arc::new(read))?))
 }
 
+/// Registers what is known of the cluster store: whether it answers, and how much waits for it.
+///
+/// # Errors
+/// If it is registered already.
+pub fn register_kvstore(
+    registry: &prometheus::Registry,
+    read: impl Fn() -> (bool, usize) + Send + Sync + 'static,
+) -> Result<(), prometheus::Error> {
+    let read = move || {
+        let (connected, waiting) = read();
+        let waiting = u64::try_from(waiting).unwrap_or(u64::MAX);
+        let values = [as_float(u64::from(connected)), as_float(waiting)];
+        let sample = |(family, value)| Sample {
+            family,
+            labels: Vec::new(),
+            value,
+        };
+        values.into_iter().enumerate().map(sample).collect()
+    };
+    registry.register(Box::new(Statuses::new(KVSTORE, Arc::new(read))?))
+}
+
+const KVSTORE: &[Family] = &[
+    Family {
+        name: "tombolo_kvstore_connected",
+        help: "1 if the cluster store answers. If 0: the last known export stays; tombolo status.",
+        kind: GAUGE,
+        labels: &[],
+    },
+    Family {
+        name: "tombolo_kvstore_sync_queue_size",
+        help: "Keys and workloads that wait for the cluster store. If it stays above 0: tombolo status.",
+        kind: GAUGE,
+        labels: &[],
+    },
+];
+
 struct Family {
     name: &'static str,
     help: &'static str,

@@ -1,15 +1,51 @@
-//! How the cluster store is reached: in this process, or at an etcd.
+//! How the cluster store is reached: in this process, or at an etcd whose file is read for each
+//! connection, so that new endpoints and certificates count from the next one on.
+use std::path::{Path, PathBuf};
+
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
-    etcd::{Client, Connector},
+    config::Kvstore,
+    etcd::{Client, Connector, Error},
+    peer::ConfigFile,
     serve,
     store::Store,
 };
 
-/// Connections to the cluster store of this configuration.
-pub(super) fn connector(_config: &Config, own: &Store, cancel: CancellationToken) -> Connector {
-    let store = own.clone();
-    Connector::new(move || Client::in_process(serve::in_process(store.clone(), cancel.clone())))
+/// Connections to the cluster store; `embedded` is the one in this process.
+pub(super) fn connector(
+    kvstore: &Kvstore,
+    embedded: &Store,
+    cancel: CancellationToken,
+) -> Connector {
+    match kvstore {
+        Kvstore::Embedded => {
+            let store = embedded.clone();
+            Connector::new(move || {
+                Client::in_process(serve::in_process(store.clone(), cancel.clone()))
+            })
+        }
+        Kvstore::Etcd { config } => {
+            let config = config.clone();
+            Connector::new(move || external(config.clone()))
+        }
+    }
+}
+
+async fn external(path: PathBuf) -> Result<Client, Error> {
+    match read(&path).await {
+        Ok(file) => Client::connect_to_store(&file.connect).await,
+        Err(reason) => Err(Error::File { path, reason }),
+    }
+}
+
+async fn read(path: &Path) -> Result<ConfigFile, String> {
+    let about = |error: &dyn std::error::Error| match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    let text = tokio::fs::read_to_string(path).await;
+    let text = text.map_err(|error| about(&error))?;
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
+    ConfigFile::parse(&text, dir).map_err(|error| about(&error))
 }

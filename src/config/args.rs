@@ -40,6 +40,13 @@ pub struct Args {
     /// Directory for what must survive restarts [default: /var/lib/tombolo].
     #[arg(long, value_name = "DIR", env = "TOMBOLO_STATE_DIR")]
     pub state_dir: Option<String>,
+    /// Cluster store: 'embedded', or 'etcd' for one that several nodes share [default: embedded].
+    #[arg(long, value_name = "ENGINE", env = "TOMBOLO_KVSTORE")]
+    pub kvstore: Option<String>,
+    /// Options of the cluster store: 'etcd.config=FILE', an etcd client file like a peer's
+    /// [default: none].
+    #[arg(long, value_name = "KEY=VALUE", env = "TOMBOLO_KVSTORE_OPT")]
+    pub kvstore_opt: Option<String>,
     /// The bpf filesystem [default: /sys/fs/bpf].
     #[arg(long, value_name = "DIR", env = "TOMBOLO_BPF_ROOT")]
     pub bpf_root: Option<String>,
@@ -115,7 +122,7 @@ impl Args {
     pub(super) fn given<'a>(
         &'a self,
         socket: &'a SocketArg,
-    ) -> [(&'static str, &'a Option<String>); 23] {
+    ) -> [(&'static str, &'a Option<String>); 25] {
         [
             ("cluster-name", &self.cluster_name),
             ("cluster-id", &self.cluster_id),
@@ -124,6 +131,8 @@ impl Args {
             ("clustermesh-config", &self.clustermesh_config),
             ("state-dir", &self.state_dir),
             ("socket-path", &socket.socket_path),
+            ("kvstore", &self.kvstore),
+            ("kvstore-opt", &self.kvstore_opt),
             ("bpf-root", &self.bpf_root),
             ("manifests-dir", &self.manifests_dir),
             ("policy-dir", &self.policy_dir),

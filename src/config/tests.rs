@@ -196,3 +196,25 @@ fn the_local_listener_is_off_or_out_of_reach_for_other_hosts() {
         assert!(problems[0].1.contains(reason), "{text}: {}", problems[0].1);
     }
 }
+
+#[test]
+fn an_external_cluster_store_needs_its_file_and_only_it_does() {
+    let load = |flags: &[&str]| load(&[&MINIMAL[..], flags].concat());
+    assert_eq!(load(&[]).unwrap().kvstore, Kvstore::Embedded);
+    let config = PathBuf::from("/etc/tombolo/etcd.yaml");
+    let file = "--kvstore-opt=etcd.config=/etc/tombolo/etcd.yaml";
+    let kvstore = load(&["--kvstore=etcd", file]).unwrap().kvstore;
+    assert_eq!(kvstore, Kvstore::Etcd { config });
+    for flags in [
+        &["--kvstore=etcd"][..],
+        &["--kvstore=consul"],
+        &["--kvstore=embedded", file],
+        &[file],
+        &["--kvstore=etcd", "--kvstore-opt=etcd.config="],
+        &["--kvstore=etcd", "--kvstore-opt=etcd.address=x"],
+    ] {
+        let problems = load(flags).unwrap_err();
+        assert_eq!(problems.len(), 1, "{flags:?}: {problems:?}");
+        assert!(problems[0].0.starts_with("kvstore"), "{problems:?}");
+    }
+}

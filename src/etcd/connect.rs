@@ -117,6 +117,41 @@ impl Client {
         Err(last)
     }
 
+    /// Connects to a member of a cluster store, which must keep what it is told, and must have
+    /// caught up with its leader: a read through the leader waits for that, so that lists served
+    /// by the member alone hold all that was acknowledged before. Cancel safe.
+    ///
+    /// # Errors
+    /// That of the last endpoint tried; [`Error::NotDurable`], and [`Error::Timeout`] for a member
+    /// that has no leader.
+    pub async fn connect_to_store(options: &ConnectOptions) -> Result<Self, Error> {
+        let mut endpoints: Vec<&Endpoint> = options.endpoints.iter().collect();
+        endpoints.shuffle(&mut rand::rng());
+        let mut last = Error::NoEndpoint;
+        for endpoint in endpoints {
+            let member = async {
+                let client = connect_one(options, endpoint).await?;
+                if !client.is_durable().await? {
+                    let address = endpoint.to_string();
+                    return Err(Error::NotDurable { address });
+                }
+                client.get(crate::keyspace::HEARTBEAT).await?;
+                Ok(client)
+            };
+            match tokio::time::timeout(limits::STORE_PROBE_TIMEOUT, member).await {
+                Ok(Ok(client)) => return Ok(client),
+                Ok(Err(error)) => last = error,
+                Err(_) => {
+                    last = Error::Timeout {
+                        op: "reach the cluster store at",
+                        key: endpoint.to_string(),
+                    }
+                }
+            }
+        }
+        Err(last)
+    }
+
     /// A client of a store in this process, see `serve::in_process`. Cancel safe.
     ///
     /// # Errors

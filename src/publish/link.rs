@@ -26,7 +26,7 @@ pub(super) type Work = BoxFuture<'static, Done>;
 /// How a piece of work ended.
 #[derive(Debug)]
 pub(super) enum Done {
-    Connected(Result<Client, etcd::Error>),
+    Connected(Result<Arc<Client>, etcd::Error>),
     /// With the leases that are gone.
     Renewed(Result<Vec<i64>, etcd::Error>),
     Granted(Result<i64, etcd::Error>),
@@ -39,7 +39,7 @@ pub(super) enum Done {
 #[derive(Debug)]
 pub(super) struct Link {
     connector: Connector,
-    client: Option<Client>,
+    client: Option<Arc<Client>>,
     /// While there is no client: when to try again, and how long to wait after that.
     retry_at: Instant,
     pause: Duration,
@@ -90,7 +90,7 @@ impl Link {
         self.compare_due = true;
     }
 
-    fn up(&mut self, client: Client) {
+    fn up(&mut self, client: Arc<Client>) {
         if self.error.take().is_some() {
             tracing::info!("Cluster store is back; what changed meanwhile is published");
         }
@@ -125,7 +125,7 @@ impl Publisher {
             let connector = self.link.connector();
             let due = Instant::now() >= self.link.retry_at;
             return due.then(|| -> Work {
-                Box::pin(async move { Done::Connected(connector.connect().await) })
+                Box::pin(async move { Done::Connected(connector.connect().await.map(Arc::new)) })
             });
         };
         if std::mem::take(&mut self.link.renew_due) {
@@ -355,7 +355,7 @@ impl Publisher {
     }
 }
 
-fn grant(client: Client) -> Work {
+fn grant(client: Arc<Client>) -> Work {
     Box::pin(async move { Done::Granted(client.lease_grant(limits::LEASE_TTL).await) })
 }
 

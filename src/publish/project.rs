@@ -6,7 +6,10 @@
 //! are followed must not be made before everything local is in the store.
 //! When the cluster store is lost, the export stays as it is, and its heartbeat goes on. A new list
 //! changes what differs and nothing else.
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -28,6 +31,7 @@ pub struct Projection {
     connector: Connector,
     export: Store,
     clock: Clock,
+    heartbeat: Duration,
     /// The keys listed so far, of each kind whose list is under way.
     lists: HashMap<Kind, HashSet<Bytes>>,
     /// Kinds that have their canary.
@@ -44,9 +48,17 @@ impl Projection {
             connector,
             export,
             clock,
+            heartbeat: limits::HEARTBEAT_INTERVAL,
             lists: HashMap::new(),
             complete: HashSet::new(),
         }
+    }
+
+    /// Beats at another pace than once a minute.
+    #[must_use]
+    pub const fn with_heartbeat(mut self, every: Duration) -> Self {
+        self.heartbeat = every;
+        self
     }
 
     /// Projects until cancelled.
@@ -67,10 +79,10 @@ impl Projection {
         // On the heap: the future is large and lives long.
         let follow = Box::pin(follower.run(|| connector.connect(), sink, cancel.clone()));
         let copy = async {
-            let mut minute = tokio::time::interval(limits::HEARTBEAT_INTERVAL);
+            let mut beat = tokio::time::interval(self.heartbeat);
             loop {
                 tokio::select! {
-                    _ = minute.tick() => {
+                    _ = beat.tick() => {
                         self.put_config()?;
                         self.put_always(keyspace::HEARTBEAT.into())?;
                     }

@@ -17,13 +17,13 @@ use etcd_client::proto::{
 };
 use tonic::{Request, Response, Status, body::Body, codegen::http, server::NamedService};
 
-use super::{Face, convert, open};
+use super::{Face, access::Access, convert, open};
 
 /// The etcd release whose behaviour is served; clients choose features by it.
 const VERSION: &str = "3.5.0";
 
 const ONE_MEMBER: &str = "this store has one fixed member";
-const NO_DISK: &str = "this store keeps its keys in memory";
+const NO_DISK: &str = crate::etcd::IN_MEMORY;
 
 #[tonic::async_trait]
 impl PbClusterService for Face {
@@ -114,6 +114,7 @@ impl PbMaintenanceService for Face {
             raft_index: revision.unsigned_abs(),
             raft_applied_index: revision.unsigned_abs(),
             raft_term: convert::RAFT_TERM,
+            errors: errors(&access),
             ..Default::default()
         }))
     }
@@ -156,6 +157,12 @@ impl PbMaintenanceService for Face {
     ) -> Result<Response<PbDowngradeResponse>, Status> {
         Err(Status::unimplemented(NO_DISK))
     }
+}
+
+/// Those who may write must know that what they write does not outlive this process.
+fn errors(access: &Access) -> Vec<String> {
+    let lost = access.may_write().then(|| NO_DISK.to_owned());
+    lost.into_iter().collect()
 }
 
 /// Answers all of `etcdserverpb.Auth`: the user is the certificate, there is nothing to manage.

@@ -6,6 +6,7 @@
     reason = "helpers of tests may do both"
 )]
 
+mod engine;
 mod etcdctl;
 mod mtls;
 mod peer;
