@@ -341,3 +341,139 @@ fn first(response: &TxnResponse) -> Option<KeyValue> {
     });
     found?.into_iter().next()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        serve,
+        store::{self, RangeRequest, Store},
+        types::Label,
+    };
+
+    const FIRST: IdentityId = IdentityId(786_432);
+    const LAST: IdentityId = IdentityId(786_436);
+
+    async fn client(store: &Store) -> Client {
+        let channel = serve::in_process(store.clone(), CancellationToken::new());
+        Client::in_process(channel).await.unwrap()
+    }
+
+    fn request(node: &str, app: &str, lease: i64, known: Option<IdentityId>) -> Request {
+        let label = Label {
+            source: "k8s".to_owned(),
+            key: "app".to_owned(),
+            value: app.to_owned(),
+        };
+        let labels = Arc::new(Labels::new([label]).unwrap());
+        Request {
+            slave: identity::slave_key(&labels, node),
+            labels,
+            lease,
+            known,
+            candidates: vec![FIRST, IdentityId(FIRST.0 + 1)],
+            range: FIRST..=LAST,
+        }
+    }
+
+    fn store() -> Store {
+        Store::new(store::Options {
+            cluster_id: 1,
+            history_max: 10_000,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_crowd_gets_every_number_once_and_the_rest_is_told_that_it_is_full() {
+        let store = store();
+        let nodes = ["n1", "n2", "n3"].map(async |node| {
+            let client = client(&store).await;
+            let lease = client.lease_grant(limits::LEASE_TTL).await.unwrap();
+            let apps: Vec<_> = (0..8).map(|app| format!("app-{app}")).collect();
+            let apps = apps.iter().map(|app| request(node, app, lease, None));
+            let requests: Vec<_> = apps.collect();
+            allocate(&client, &requests).await.unwrap()
+        });
+        let answers = futures::future::join_all(nodes).await;
+        let mut ids = BTreeMap::new();
+        for answers in &answers {
+            assert_eq!(answers.len(), 8);
+            for (app, answer) in answers.iter().enumerate() {
+                match answer {
+                    Allocation::Held(id) => {
+                        let other = ids.insert(*id, app);
+                        assert!(
+                            other.is_none_or(|other| other == app),
+                            "{id} is {other:?} too"
+                        );
+                    }
+                    other => assert_eq!(*other, Allocation::Full),
+                }
+            }
+        }
+        let all: Vec<_> = (FIRST.0..=LAST.0).map(IdentityId).collect();
+        assert_eq!(ids.keys().copied().collect::<Vec<_>>(), all);
+        let apps: BTreeSet<_> = ids.into_values().collect();
+        assert_eq!(apps.len(), 5);
+        let under = |prefix: &str| {
+            let request = RangeRequest::prefix(prefix.as_bytes());
+            store.range(&request).unwrap().kvs.len()
+        };
+        assert_eq!(under(IDENTITY_ID_PREFIX), 5);
+        assert_eq!(under(IDENTITY_LOCKS_PREFIX), 0);
+        assert_eq!(store.leases().len(), 3, "the mutexes' leases are gone");
+    }
+
+    #[tokio::test]
+    async fn a_known_number_is_kept_unless_others_use_another() {
+        let store = store();
+        let client = client(&store).await;
+        let lease = client.lease_grant(limits::LEASE_TTL).await.unwrap();
+        let held = async |node: &str, known| {
+            let answers = allocate(&client, &[request(node, "a", lease, known)]).await;
+            answers.unwrap().remove(0)
+        };
+        // Two nodes remember different numbers, both of which still stand for the labels.
+        for id in [FIRST, LAST] {
+            let text = request("n1", "a", lease, None).labels.to_string();
+            store
+                .put(identity::master_key(id).into(), text.into(), 0)
+                .unwrap();
+        }
+        assert_eq!(held("n1", Some(LAST)).await, Allocation::Held(LAST));
+        assert_eq!(held("n2", Some(FIRST)).await, Allocation::Held(LAST));
+        // A slave key that names a number of other labels is nobody's to correct.
+        store.delete_prefix(b"cilium/state/identities/v1/id/");
+        store
+            .put(identity::master_key(LAST).into(), "k8s:b=;".into(), 0)
+            .unwrap();
+        let inconsistent = Allocation::Inconsistent(LAST.to_string());
+        assert_eq!(held("n3", None).await, inconsistent);
+    }
+
+    #[tokio::test]
+    async fn the_mutex_is_waited_for_and_freed_with_its_holders_lease() {
+        let store = store();
+        let client = client(&store).await;
+        let lease = client.lease_grant(limits::LEASE_TTL).await.unwrap();
+        let request = request("n1", "a", lease, None);
+        let other = client.lease_grant(limits::LOCK_LEASE_TTL).await.unwrap();
+        let lock = Lock::take(&client, &request.labels, other).await.unwrap();
+        let requests = [request];
+        let mut waiting = std::pin::pin!(allocate(&client, &requests));
+        let pause = std::time::Duration::from_millis(100);
+        let early = tokio::time::timeout(pause, &mut waiting).await;
+        assert!(early.is_err(), "{early:?}");
+        client.lease_revoke(other).await.unwrap();
+        assert_eq!(waiting.await.unwrap(), [Allocation::Held(FIRST)]);
+        // Who lost the mutex can do nothing with it.
+        let late = bind(&client, &requests[0], LAST, &lock, true)
+            .await
+            .unwrap();
+        assert!(!late);
+    }
+}

@@ -95,7 +95,6 @@ impl Link {
             tracing::info!("Cluster store is back; what changed meanwhile is published");
         }
         self.client = Some(client);
-        self.pause = limits::STORE_BACKOFF.0;
         self.check();
     }
 
@@ -209,6 +208,8 @@ impl Publisher {
         match done {
             Done::Connected(Ok(client)) => self.link.up(client),
             Done::Renewed(Ok(lost)) => {
+                // It answers, not only to the handshake.
+                self.link.pause = limits::STORE_BACKOFF.0;
                 for lease in lost {
                     self.lease_lost(lease);
                 }
