@@ -471,7 +471,7 @@ mod tests {
         client.lease_revoke(other).await.unwrap();
         assert_eq!(waiting.await.unwrap(), [Allocation::Held(FIRST)]);
         // Who lost the mutex can do nothing with it.
-        let late = bind(&client, &requests[0], LAST, &lock, true)
+        let late = bind(&client, &requests[0], FIRST, &lock, true)
             .await
             .unwrap();
         assert!(!late);
