@@ -21,7 +21,7 @@ use crate::{
     netdev::Netdev,
     peer,
     policy::{self, directory::Directory},
-    publish::{self, Collector, Projection, Publisher},
+    publish::{self, Collector, ExportPolicy, ExportPolicyFile, Projection, Publisher, Views},
     serve,
     source::manifests::{Manifests, Place},
     store::{self, Store},
@@ -80,9 +80,10 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let listener = bind(config.listen).await?;
     let local = bind_local(&config).await?;
 
+    let (policy, policy_error) = export_policy(tasks, &config).context("start the export")?;
     let keyspaces = serve::Keyspaces {
         cluster: new_store(),
-        export: new_store(),
+        export: Views::new(&policy.borrow(), new_store),
         cache: new_store(),
     };
     let face = serve::Server::new(
@@ -131,6 +132,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         tasks,
         &config,
         &keyspaces,
+        policy,
         &readiness,
         &join,
         endpoint_events,
@@ -190,6 +192,11 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
                 errors.extend(server_tls.refused());
                 errors.extend(server_tls.trust().refusals());
                 errors.extend(published.borrow().errors());
+                errors.extend(
+                    policy_error
+                        .as_ref()
+                        .and_then(|error| error.borrow().clone()),
+                );
                 errors
             }
         }),
@@ -277,8 +284,29 @@ fn spawn_serve(
     });
 }
 
+/// Why the export policy's present version is not in force.
+type ExportPolicyError = watch::Receiver<Option<String>>;
+
+/// What the export shows, kept up with its file; without a file, everything.
+fn export_policy(
+    tasks: &Tasks,
+    config: &Config,
+) -> anyhow::Result<(watch::Receiver<ExportPolicy>, Option<ExportPolicyError>)> {
+    let Some(path) = &config.export_policy else {
+        return Ok((watch::channel(ExportPolicy::default()).1, None));
+    };
+    let file = ExportPolicyFile::open(path.clone())?;
+    let (policy, error) = (file.policy(), file.error());
+    let cancel = tasks.token();
+    tasks.spawn("export-policy", async move {
+        file.run(cancel).await;
+        Ok(())
+    });
+    Ok((policy, Some(error)))
+}
+
 fn spawn_expiry(tasks: &Tasks, keyspaces: &serve::Keyspaces) {
-    for store in [&keyspaces.cluster, &keyspaces.export, &keyspaces.cache] {
+    for store in [&keyspaces.cluster, &keyspaces.cache] {
         let (cancel, store) = (tasks.token(), store.clone());
         tasks.spawn("lease-expiry", async move {
             serve::store_expiry(store, cancel).await;
@@ -294,6 +322,7 @@ async fn spawn_source(
     tasks: &Tasks,
     config: &Config,
     keyspaces: &serve::Keyspaces,
+    policy: watch::Receiver<ExportPolicy>,
     readiness: &Readiness,
     join: &members::Members,
     endpoint_events: mpsc::Sender<crate::types::EndpointEvent>,
@@ -347,7 +376,8 @@ async fn spawn_source(
     tasks.spawn("publish", async move {
         Ok(publisher.run(receiver, endpoint_events, cancel).await?)
     });
-    let projection = Projection::new(options, confirmed.clone(), keyspaces.export.clone(), clock);
+    let views = keyspaces.export.clone();
+    let projection = Projection::new(options, confirmed.clone(), views, policy, clock);
     let cancel = tasks.token();
     tasks.spawn("export", async move { Ok(projection.run(cancel).await?) });
 

@@ -74,6 +74,8 @@ pub struct Config {
     pub tls_remote_ca_file: Option<PathBuf>,
     /// Where tools on this host reach the cluster store without a certificate; `None` if off.
     pub local_listen: Option<LocalListen>,
+    /// The file that says which peer may see what; `None` if all see everything.
+    pub export_policy: Option<PathBuf>,
     /// Selectors that name no cluster mean the local one.
     pub policy_default_local_cluster: bool,
     /// Form of the log lines.
@@ -335,6 +337,7 @@ impl Raw {
             local_listen: self
                 .parse("local-listen", |text| unless_off(text, str::parse))
                 .flatten(),
+            export_policy: self.path("export-policy"),
             policy_default_local_cluster: self
                 .parse("policy-default-local-cluster", parse_bool)
                 .unwrap_or(true),

@@ -130,6 +130,12 @@ pub const DELTA_QUEUE_MAX: usize = 262_144;
 pub const REJECTIONS_LOGGED_MAX: u64 = 10;
 
 // --- publish, source ---
+/// Largest export policy file; one that names every service of a large cluster fits.
+pub const EXPORT_POLICY_BYTES_MAX: usize = 1 << 20;
+/// Most rules of an export policy: two for each cluster of the largest mesh.
+pub const EXPORT_POLICY_RULES_MAX: usize = 1_024;
+/// How often the export policy file is compared; reading it costs next to nothing.
+pub const EXPORT_POLICY_RELOAD: Duration = Duration::from_secs(1);
 /// Most events between a source and the publisher; a source that is ahead waits.
 pub const LOCAL_EVENTS_MAX: usize = 1_024;
 /// Most events taken at once: new ids of a batch are saved to disk together, before any is used.

@@ -3,8 +3,8 @@
 //! [`Publisher`] owns what this process wants in the cluster store: nodes, addresses and services
 //! on its leases, identities (master key without, slave key with lease). It allocates identities and
 //! endpoint ids, saves them before it uses them, and tells `policy` and `enforcer` of this node's
-//! workloads. [`Projection`] copies the cluster's own records to the export that peers read, and
-//! writes what an export needs besides. [`Collector`] deletes identities that nobody uses.
+//! workloads. [`Projection`] copies the cluster's own records to the export's views
+//! that peers read, and writes what an export needs besides. [`Collector`] deletes identities that nobody uses.
 //!
 //! The cluster store is always reached through an etcd client, also the one in this process. While
 //! it is out of reach, local changes go on: what was wanted is written once it is back.
@@ -29,7 +29,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::{collect::Collector, project::Projection};
+pub use self::{
+    collect::Collector,
+    export_policy::{ExportPolicy, ExportPolicyError, ExportPolicyFile, ExportPolicyFileError},
+    project::Projection,
+    views::{View, Views},
+};
 use self::{
     link::{Link, Work},
     registry::{Claims, FileError, Registry},
@@ -47,12 +52,15 @@ use crate::{
 
 mod allocate;
 mod collect;
+mod entries;
+mod export_policy;
 mod link;
 mod project;
 mod records;
 mod registry;
 #[cfg(test)]
 mod tests;
+mod views;
 mod workloads;
 mod writer;
 

@@ -24,7 +24,7 @@ pub use self::{
     local::{LocalError, LocalListener},
     metrics::Metrics,
 };
-use crate::{limits, store::Store, types::ClusterName};
+use crate::{limits, publish::Views, store::Store, types::ClusterName};
 
 mod accept;
 mod access;
@@ -45,8 +45,8 @@ mod wire;
 pub struct Keyspaces {
     /// Read and written by this cluster's nodes (`admin-<C>`).
     pub cluster: Store,
-    /// Read by peers (`remote`, `remote-<peer>`).
-    pub export: Store,
+    /// Read by peers (`remote`, `remote-<peer>`), each its view.
+    pub export: Views,
     /// Read by this cluster's agents (`local-<C>`).
     pub cache: Store,
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo::{
     keyspace::{Capabilities, ClusterConfig, Kind, Layout, cluster_config_key},
     limits::STORE_HISTORY_EVENTS_MAX,
+    publish::{ExportPolicy, Views},
     serve::{self, Keyspaces},
     store::{Options, Store},
     test_support::process::{Helper, describe, run_ok},
@@ -180,19 +181,20 @@ pub(crate) fn identity(n: u32) -> u32 {
 /// The child that serves the cluster's export, on a free port that it prints.
 pub(crate) async fn serve(certs: &Path, addresses: u32) -> Result<()> {
     // As the agent makes them.
-    let new_store = || {
+    fn new_store() -> Store {
         Store::new(Options {
             cluster_id: rand::random::<u64>() | 1,
             history_max: STORE_HISTORY_EVENTS_MAX,
         })
-    };
+    }
     let keyspaces = Keyspaces {
         cluster: new_store(),
-        export: new_store(),
+        export: Views::new(&ExportPolicy::default(), new_store),
         cache: new_store(),
     };
+    let export = keyspaces.export.of(None).store;
     for (key, value) in records(addresses)? {
-        keyspaces.export.put(key.into(), value.into(), 0)?;
+        export.put(key.into(), value.into(), 0)?;
     }
     let tls = ServerTls::load(Paths {
         cert: certs.join("server.crt"),

@@ -89,6 +89,10 @@ pub struct Args {
     /// unix:/PATH (mode 0600), a loopback address, or 'off' [default: off].
     #[arg(long, value_name = "ADDR", env = "TOMBOLO_LOCAL_LISTEN")]
     pub local_listen: Option<String>,
+    /// File that says which peer may see what, watched for changes [default: none, all see
+    /// everything].
+    #[arg(long, value_name = "FILE", env = "TOMBOLO_EXPORT_POLICY")]
+    pub export_policy: Option<String>,
     /// Policy selectors that name no cluster mean the local one [default: true].
     #[arg(
         long,
@@ -122,7 +126,7 @@ impl Args {
     pub(super) fn given<'a>(
         &'a self,
         socket: &'a SocketArg,
-    ) -> [(&'static str, &'a Option<String>); 25] {
+    ) -> [(&'static str, &'a Option<String>); 26] {
         [
             ("cluster-name", &self.cluster_name),
             ("cluster-id", &self.cluster_id),
@@ -146,6 +150,7 @@ impl Args {
             ("tls-local-ca-file", &self.tls_local_ca_file),
             ("tls-remote-ca-file", &self.tls_remote_ca_file),
             ("local-listen", &self.local_listen),
+            ("export-policy", &self.export_policy),
             (
                 "policy-default-local-cluster",
                 &self.policy_default_local_cluster,

@@ -1,4 +1,4 @@
-//! The export: what peers may read of this cluster.
+//! The export: what peers may read of this cluster, in a store for each view.
 //!
 //! Order: cluster-config and heartbeat at once; then records, as a follower of the cluster store
 //! delivers them; the canary of a kind only after that kind's first complete list. A canary that
@@ -7,50 +7,65 @@
 //! When the cluster store is lost, the export stays as it is, and its heartbeat goes on. A new list
 //! changes what differs and nothing else.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Clock, Error, Options, rfc3339};
+use super::{
+    Clock, Error, ExportPolicy, Options, Views,
+    entries::{Entries, Touched},
+    export_policy::Grant,
+    rfc3339,
+};
 use crate::{
     etcd::Connector,
     follower::{Follower, Sink, Subject},
     keyspace::{self, Capabilities, ClusterConfig, KeyEvent, Kind, Layout},
     limits,
-    store::{RangeRequest, Store},
+    store::Store,
 };
 
-/// Keeps the export equal to the own cluster's records.
+/// Keeps the export's views equal to what they show of the own cluster's records.
 #[derive(Debug)]
 pub struct Projection {
     options: Options,
     connector: Connector,
-    export: Store,
+    views: Views,
+    /// What `views` holds.
+    stores: BTreeMap<Grant, Store>,
+    policy: watch::Receiver<ExportPolicy>,
     clock: Clock,
     heartbeat: Duration,
-    /// The keys listed so far, of each kind whose list is under way.
-    lists: HashMap<Kind, HashSet<Bytes>>,
+    entries: Entries,
     /// Kinds that have their canary.
-    complete: HashSet<Kind>,
+    complete: BTreeSet<Kind>,
 }
 
 impl Projection {
-    /// Copies from the store that `connector` reaches to `export`, which nobody else writes to.
-    /// `connector` is [`Publisher::confirmed`](super::Publisher::confirmed).
+    /// Copies from the store that `connector` reaches to `views`, which nobody else writes to and
+    /// which follow `policy`. `connector` is [`Publisher::confirmed`](super::Publisher::confirmed).
     #[must_use]
-    pub fn new(options: Options, connector: Connector, export: Store, clock: Clock) -> Self {
+    pub fn new(
+        options: Options,
+        connector: Connector,
+        views: Views,
+        policy: watch::Receiver<ExportPolicy>,
+        clock: Clock,
+    ) -> Self {
         Self {
             options,
             connector,
-            export,
+            stores: views.stores(),
+            views,
+            policy,
             clock,
             heartbeat: limits::HEARTBEAT_INTERVAL,
-            lists: HashMap::new(),
-            complete: HashSet::new(),
+            entries: Entries::default(),
+            complete: BTreeSet::new(),
         }
     }
 
@@ -64,7 +79,7 @@ impl Projection {
     /// Projects until cancelled.
     ///
     /// # Errors
-    /// [`Error::List`] or [`Error::Put`] if the export refuses.
+    /// [`Error::Put`] if a view's store refuses.
     pub async fn run(mut self, cancel: CancellationToken) -> Result<(), Error> {
         let (sender, mut batches) = mpsc::channel(limits::PEER_QUEUE_BATCHES);
         let connector = self.connector.clone();
@@ -80,11 +95,25 @@ impl Projection {
         let follow = Box::pin(follower.run(|| connector.connect(), sink, cancel.clone()));
         let copy = async {
             let mut beat = tokio::time::interval(self.heartbeat);
+            let mut policy = self.policy.clone();
+            let mut policy_lives = true;
             loop {
                 tokio::select! {
-                    _ = beat.tick() => {
-                        self.put_config()?;
-                        self.put_always(keyspace::HEARTBEAT.into())?;
+                    biased;
+                    changed = policy.changed(), if policy_lives => match changed {
+                        Ok(()) => {
+                            let policy = policy.borrow_and_update().clone();
+                            self.change_views(&policy)?;
+                        }
+                        Err(_) => policy_lives = false,
+                    },
+                    now = beat.tick() => {
+                        for store in self.stores.values() {
+                            // Readers may grant leases; keys on them there are none.
+                            store.expire(now.into_std());
+                            self.put_config(store)?;
+                            self.put_always(store, keyspace::HEARTBEAT.into())?;
+                        }
                     }
                     Some(events) = batches.recv() => for event in events {
                         self.apply(event)?;
@@ -100,44 +129,61 @@ impl Projection {
         }
     }
 
+    /// Goes over to the views of another policy; those that are new are filled before anybody can
+    /// read them.
+    fn change_views(&mut self, policy: &ExportPolicy) -> Result<(), Error> {
+        let next = self.views.next(policy);
+        let stores = next.stores();
+        for (grant, store) in &stores {
+            if !self.stores.contains_key(grant) {
+                self.fill(grant, store)?;
+            }
+        }
+        self.stores = stores;
+        self.views.replace(next);
+        Ok(())
+    }
+
+    fn fill(&self, grant: &Grant, store: &Store) -> Result<(), Error> {
+        self.put_config(store)?;
+        self.put_always(store, keyspace::HEARTBEAT.into())?;
+        for touched in self.entries.all() {
+            self.refresh(grant, store, &[touched])?;
+        }
+        let kinds = self.complete.iter();
+        kinds.copied().try_for_each(|k| self.put_canaries(store, k))
+    }
+
     fn apply(&mut self, event: KeyEvent) -> Result<(), Error> {
-        match event {
-            KeyEvent::BeginList { kind } => drop(self.lists.insert(kind, HashSet::new())),
-            KeyEvent::Upsert {
-                kind,
-                suffix,
-                value,
-                ..
-            } => {
-                let key = self.key(kind, &suffix);
-                if let Some(list) = self.lists.get_mut(&kind) {
-                    list.insert(key.clone());
-                }
-                self.put(key, value)?;
-            }
-            KeyEvent::Delete { kind, suffix } => {
-                self.export.delete(&self.key(kind, &suffix));
-            }
-            KeyEvent::EndList { kind } => {
-                if let Some(list) = self.lists.remove(&kind) {
-                    self.sweep(kind, &list)?;
-                }
-                if self.complete.insert(kind) {
-                    self.put_canaries(kind)?;
-                }
+        let complete = match &event {
+            KeyEvent::EndList { kind } => self.complete.insert(*kind).then_some(*kind),
+            _ => None,
+        };
+        let touched = self.entries.apply(event);
+        if touched.is_empty() && complete.is_none() {
+            return Ok(());
+        }
+        for (grant, store) in &self.stores {
+            self.refresh(grant, store, &touched)?;
+            if let Some(kind) = complete {
+                self.put_canaries(store, kind)?;
             }
         }
         Ok(())
     }
 
-    /// Deletes what a complete list lacks.
-    fn sweep(&self, kind: Kind, list: &HashSet<Bytes>) -> Result<(), Error> {
-        let prefix = Layout::State.prefix(kind, &self.options.cluster);
-        let mut request = RangeRequest::prefix(prefix.as_bytes());
-        request.keys_only = true;
-        let present = self.export.range(&request).map_err(Error::List)?;
-        for kv in present.kvs.iter().filter(|kv| !list.contains(&kv.key)) {
-            self.export.delete(&kv.key);
+    /// Makes a view's keys what it shows now. What goes, goes in reverse: no address is seen without
+    /// its identity.
+    fn refresh(&self, grant: &Grant, store: &Store, touched: &[Touched]) -> Result<(), Error> {
+        for (kind, suffix) in touched.iter().rev() {
+            if self.entries.shown(grant, *kind, suffix).is_none() {
+                store.delete(&self.key(*kind, suffix));
+            }
+        }
+        for (kind, suffix) in touched {
+            if let Some(value) = self.entries.shown(grant, *kind, suffix) {
+                put(store, self.key(*kind, suffix), value.clone())?;
+            }
         }
         Ok(())
     }
@@ -147,19 +193,14 @@ impl Projection {
         [prefix.as_bytes(), suffix].concat().into()
     }
 
-    fn put(&self, key: Bytes, value: Bytes) -> Result<(), Error> {
-        let put = self.export.put_if_changed(key.clone(), value, 0);
-        put.map(drop).map_err(|source| put_error(&key, source))
-    }
-
     /// Puts the time, which must be seen to change.
-    fn put_always(&self, key: String) -> Result<(), Error> {
+    fn put_always(&self, store: &Store, key: String) -> Result<(), Error> {
         let (key, time) = (Bytes::from(key), rfc3339((self.clock)()));
-        let put = self.export.put(key.clone(), time.into(), 0);
+        let put = store.put(key.clone(), time.into(), 0);
         put.map(drop).map_err(|source| put_error(&key, source))
     }
 
-    fn put_config(&self) -> Result<(), Error> {
+    fn put_config(&self, store: &Store) -> Result<(), Error> {
         let config = ClusterConfig {
             id: self.options.id.get(),
             capabilities: Capabilities {
@@ -169,18 +210,24 @@ impl Projection {
             },
         };
         let key = keyspace::cluster_config_key(&self.options.cluster);
-        self.put(key.into(), config.encode().into())
+        put(store, key.into(), config.encode().into())
     }
 
     /// Also for a kind without entries. The one that we never have goes with the services.
-    fn put_canaries(&self, kind: Kind) -> Result<(), Error> {
+    fn put_canaries(&self, store: &Store, kind: Kind) -> Result<(), Error> {
         let cluster = &self.options.cluster;
-        self.put_always(Layout::State.canary(kind, cluster))?;
+        self.put_always(store, Layout::State.canary(kind, cluster))?;
         if kind == Kind::Services {
-            self.put_always(keyspace::service_exports_canary(Layout::State, cluster))?;
+            let exports = keyspace::service_exports_canary(Layout::State, cluster);
+            self.put_always(store, exports)?;
         }
         Ok(())
     }
+}
+
+fn put(store: &Store, key: Bytes, value: Bytes) -> Result<(), Error> {
+    let put = store.put_if_changed(key.clone(), value, 0);
+    put.map(drop).map_err(|source| put_error(&key, source))
 }
 
 fn put_error(key: &[u8], source: crate::store::Error) -> Error {

@@ -557,7 +557,9 @@ async fn a_corrupt_state_file_is_set_aside() {
 #[tokio::test]
 async fn the_export_has_records_first_and_canaries_last() {
     let dir = tempfile::tempdir().unwrap();
-    let (cluster, export) = (store(1), store(2));
+    let cluster = store(1);
+    let views = Views::new(&ExportPolicy::default(), || store(2));
+    let export = views.of(None).store;
     let mut run = Running::start(dir.path(), &cluster, noon).await;
     let foreign = [
         "cilium/state/nodes/v1/north/n",
@@ -567,12 +569,9 @@ async fn the_export_has_records_first_and_canaries_last() {
     for key in foreign {
         cluster.put(key.into(), "{}".into(), 0).unwrap();
     }
-    // A leftover that the cluster store no longer has.
-    export
-        .put("cilium/state/ip/v1/default/10.9.9.9".into(), "{}".into(), 0)
-        .unwrap();
     let confirmed = run.confirmed.clone();
-    let projection = Projection::new(options(dir.path()), confirmed, export.clone(), noon);
+    let (_, policy) = watch::channel(ExportPolicy::default());
+    let projection = Projection::new(options(dir.path()), confirmed, views, policy, noon);
     run.tasks.spawn(projection.run(run.cancel.clone()));
     let heartbeat = || export.get(b"cilium/.heartbeat");
     eventually(|| heartbeat().is_some()).await;

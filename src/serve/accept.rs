@@ -18,7 +18,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use super::{
@@ -180,6 +180,7 @@ impl Acceptor {
         };
         Some(Connection {
             io,
+            ended: Box::pin(access.ended.clone().cancelled_owned()),
             caller: Caller {
                 access,
                 shared: Arc::new(shared),
@@ -193,6 +194,8 @@ impl Acceptor {
 /// An authenticated stream with its rights; counts as open until dropped.
 pub(super) struct Connection<I> {
     io: I,
+    /// Its end is the connection's.
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
     caller: Caller,
     _place: Place,
     _of_name: Held<String>,
@@ -218,6 +221,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for Connection<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }

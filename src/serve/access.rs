@@ -4,6 +4,7 @@ use tonic::Status;
 
 use super::Keyspaces;
 use crate::{
+    publish::View,
     store::{KeyRange, Store, Txn, TxnOp},
     types::ClusterName,
 };
@@ -14,6 +15,8 @@ pub(super) struct Access {
     pub(super) store: Store,
     /// Open streams end when it fires.
     pub(super) cancel: CancellationToken,
+    /// The connection ends when it fires: the store is not this client's any more.
+    pub(super) ended: CancellationToken,
     grants: Grants,
 }
 
@@ -25,10 +28,11 @@ enum Grants {
 
 impl Access {
     /// Everything; for the own process.
-    pub(super) const fn full(store: Store, cancel: CancellationToken) -> Self {
+    pub(super) fn full(store: Store, cancel: CancellationToken) -> Self {
         Self {
             store,
             cancel,
+            ended: CancellationToken::new(),
             grants: Grants::All,
         }
     }
@@ -41,9 +45,22 @@ impl Access {
         cancel: CancellationToken,
     ) -> Self {
         let is_own = |role: &str| cn.strip_prefix(role) == Some(cluster.as_str());
-        let is_peer = cn
-            .strip_prefix("remote-")
-            .is_some_and(|peer| !peer.is_empty());
+        let peer = cn.strip_prefix("remote-").filter(|peer| !peer.is_empty());
+        if cn == "remote" || peer.is_some() {
+            let View { store, ended } = keyspaces.export.of(peer);
+            let ranges = [
+                KeyRange::prefix(b"cilium/.heartbeat"),
+                KeyRange::prefix(b"cilium/state/"),
+                KeyRange::single(format!("cilium/cluster-config/{cluster}")),
+                KeyRange::prefix(format!("cilium/synced/{cluster}/").as_bytes()),
+            ];
+            return Self {
+                store,
+                cancel,
+                ended,
+                grants: Grants::Read(ranges.into()),
+            };
+        }
         let (store, grants) = if is_own("admin-") {
             (&keyspaces.cluster, Grants::All)
         } else if is_own("local-") {
@@ -55,21 +72,12 @@ impl Access {
             ];
             let ranges = prefixes.map(|p| KeyRange::prefix(p.as_bytes()));
             (&keyspaces.cache, Grants::Read(ranges.into()))
-        } else if cn == "remote" || is_peer {
-            let ranges = [
-                KeyRange::prefix(b"cilium/.heartbeat"),
-                KeyRange::prefix(b"cilium/state/"),
-                KeyRange::single(format!("cilium/cluster-config/{cluster}")),
-                KeyRange::prefix(format!("cilium/synced/{cluster}/").as_bytes()),
-            ];
-            (&keyspaces.export, Grants::Read(ranges.into()))
         } else {
-            (&keyspaces.export, Grants::Read(Vec::new()))
+            (&keyspaces.cache, Grants::Read(Vec::new()))
         };
         Self {
-            store: store.clone(),
-            cancel,
             grants,
+            ..Self::full(store.clone(), cancel)
         }
     }
 
@@ -143,18 +151,22 @@ pub(super) fn permission_denied() -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Options;
+    use crate::{
+        publish::{ExportPolicy, Views},
+        store::Options,
+    };
+
+    fn store(cluster_id: u64) -> Store {
+        Store::new(Options {
+            cluster_id,
+            history_max: 10,
+        })
+    }
 
     fn access(cn: &str) -> (Access, Keyspaces) {
-        let store = |cluster_id| {
-            Store::new(Options {
-                cluster_id,
-                history_max: 10,
-            })
-        };
         let keyspaces = Keyspaces {
             cluster: store(1),
-            export: store(2),
+            export: Views::new(&ExportPolicy::default(), || store(2)),
             cache: store(3),
         };
         let cluster = "west".parse().unwrap();

@@ -162,8 +162,7 @@ async fn readers_hear_etcds_own_refusal() {
         return;
     }
     let face = Face::start("remote").await;
-    face.keyspaces
-        .export
+    face.export()
         .put("cilium/.heartbeat".into(), "now".into(), 0)
         .unwrap();
     assert!(

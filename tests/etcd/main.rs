@@ -18,6 +18,7 @@ mod tls_local;
 mod tls_reload;
 mod tls_roles;
 mod tls_table;
+mod views;
 
 use std::{convert::Infallible, future::Future};
 
@@ -27,6 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tombolo::{
+    publish::{ExportPolicy, Views},
     serve::{self, Keyspaces},
     store::{Options, Store},
 };
@@ -39,13 +41,30 @@ struct Face {
     served: JoinHandle<Result<(), serve::Error>>,
 }
 
+fn store(cluster_id: u64) -> Store {
+    Store::new(Options {
+        cluster_id,
+        history_max: 10_000,
+    })
+}
+
+/// An export that everybody sees all of.
+fn whole() -> Views {
+    Views::new(&ExportPolicy::default(), || store(12))
+}
+
 impl Face {
     async fn start(common_name: &'static str) -> Self {
+        Self::of(common_name, whole()).await
+    }
+
+    /// Serves these views.
+    async fn of(common_name: &'static str, views: Views) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let accept =
             move |tcp: TcpStream| async move { Ok::<_, Infallible>((tcp, common_name.to_owned())) };
-        Self::start_with(endpoint, |keyspaces, cancel| {
+        Self::spawn(endpoint, views, |keyspaces, cancel| {
             tokio::spawn(serve::run(
                 listener,
                 accept,
@@ -61,15 +80,17 @@ impl Face {
         endpoint: String,
         spawn: impl FnOnce(Keyspaces, CancellationToken) -> JoinHandle<Result<(), serve::Error>>,
     ) -> Self {
-        let store = |cluster_id| {
-            Store::new(Options {
-                cluster_id,
-                history_max: 10_000,
-            })
-        };
+        Self::spawn(endpoint, whole(), spawn)
+    }
+
+    fn spawn(
+        endpoint: String,
+        export: Views,
+        spawn: impl FnOnce(Keyspaces, CancellationToken) -> JoinHandle<Result<(), serve::Error>>,
+    ) -> Self {
         let keyspaces = Keyspaces {
             cluster: store(11),
-            export: store(12),
+            export,
             cache: store(13),
         };
         let cancel = CancellationToken::new();
@@ -80,6 +101,11 @@ impl Face {
             cancel,
             served,
         }
+    }
+
+    /// What peers read.
+    fn export(&self) -> Store {
+        self.keyspaces.export.of(None).store
     }
 
     async fn client(&self) -> etcd_client::Client {

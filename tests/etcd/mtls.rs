@@ -138,7 +138,7 @@ async fn each_common_name_sees_its_own_store() {
     let stores = &face.keyspaces;
     for (store, value) in [
         (&stores.cluster, "cluster"),
-        (&stores.export, "export"),
+        (&face.export(), "export"),
         (&stores.cache, "cache"),
     ] {
         store
@@ -305,8 +305,9 @@ async fn everyone_else_is_refused_with_certificates_of_our_making() {
     let (face, handshakes) = mesh.serve().await;
     let key = "cilium/state/x";
     let stores = &face.keyspaces;
-    stores.export.put(key.into(), "old".into(), 0).unwrap();
-    let revisions = || [&stores.cluster, &stores.export, &stores.cache].map(|s| s.revision());
+    face.export().put(key.into(), "old".into(), 0).unwrap();
+    let export = face.export();
+    let revisions = || [&stores.cluster, &export, &stores.cache].map(|s| s.revision());
     let before = revisions();
 
     let state: &[&str] = &["get", "--prefix", "cilium/state/"];

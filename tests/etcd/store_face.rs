@@ -205,7 +205,7 @@ async fn expired_leases_delete_keys() {
 #[tokio::test]
 async fn peers_read_their_grants_and_nothing_else() {
     let face = Face::start("remote-east").await;
-    let export = &face.keyspaces.export;
+    let export = face.export();
     export
         .put("cilium/state/nodes/v1/west/n".into(), "{}".into(), 0)
         .unwrap();

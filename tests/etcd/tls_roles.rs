@@ -159,8 +159,8 @@ async fn reading_roles_see_their_ranges_by_no_call_more() {
     for grant in GRANTS {
         let face = Face::start(grant.name).await;
         let store = match grant.name {
-            "local-west" => &face.keyspaces.cache,
-            _ => &face.keyspaces.export,
+            "local-west" => face.keyspaces.cache.clone(),
+            _ => face.export(),
         };
         let ttl = Duration::from_secs(600);
         let lease = store.lease_grant(0, ttl, Instant::now()).unwrap();
@@ -174,7 +174,7 @@ async fn reading_roles_see_their_ranges_by_no_call_more() {
         ranges(&mut client, &grant).await;
         transactions(&mut client, &grant).await;
         watches(&mut client, &grant).await;
-        leases(&mut client, store, lease).await;
+        leases(&mut client, &store, lease).await;
         let before = store.revision();
         denied(client.put(inside.as_str(), "", None).await, "put");
         denied(client.delete(inside.as_str(), None).await, "delete");

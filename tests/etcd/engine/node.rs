@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tombolo::{
     etcd::{Client, ConnectOptions, Connector},
-    publish::{Options, Projection, Publisher, Status},
+    publish::{ExportPolicy, Options, Projection, Publisher, Status, Views},
     source::{LocalEvent, LocalWorkload, WorkloadKey},
     store::{self, Event, KeyRange, RangeRequest, Store, WatchRequest},
     types::{ClusterId, EndpointEvent, Label, Labels, MaxClusters},
@@ -91,6 +91,14 @@ pub(super) fn workload(node: usize, index: usize, app: &str) -> LocalWorkload {
     }
 }
 
+/// A store with an id of its own.
+fn new_store() -> Store {
+    Store::new(store::Options {
+        cluster_id: rand::random::<u64>() | 1,
+        history_max: 100_000,
+    })
+}
+
 impl Node {
     pub(super) async fn start(index: usize, urls: &[String]) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -100,17 +108,16 @@ impl Node {
         let publisher = publisher.await.unwrap();
         let (synced, status) = (publisher.synced(), publisher.status());
         let confirmed = publisher.confirmed();
-        let export = Store::new(store::Options {
-            cluster_id: 1 + index as u64,
-            history_max: 100_000,
-        });
+        let views = Views::new(&ExportPolicy::default(), new_store);
+        let export = views.of(None).store;
         let (events, source) = mpsc::channel(16);
         let (sink, mut told) = mpsc::channel(16);
         let cancel = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let running = publisher.run(source, sink, cancel.clone());
         tasks.spawn(async move { running.await.unwrap() });
-        let projection = Projection::new(options, confirmed.clone(), export.clone(), clock);
+        let (_, policy) = watch::channel(ExportPolicy::default());
+        let projection = Projection::new(options, confirmed.clone(), views, policy, clock);
         let running = projection.with_heartbeat(BEAT).run(cancel.clone());
         tasks.spawn(async move { running.await.unwrap() });
         let endpoints = Arc::new(Mutex::new(Vec::new()));
