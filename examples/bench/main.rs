@@ -18,8 +18,11 @@ use self::figure::Figure;
 
 mod agent;
 mod datapath;
+mod fanout;
 mod figure;
 mod mesh;
+mod ranges;
+mod raw;
 mod store;
 mod world;
 
@@ -51,6 +54,10 @@ struct Options {
 enum Group {
     /// Latency from a write to a watcher
     Store,
+    /// Large ranges, whole and in pages, and memory per key
+    Ranges,
+    /// One writer and up to a thousand watchers
+    Fanout,
     /// Import of a peer's keyspace
     Mesh,
     /// The policy programs on made-up packets
@@ -134,6 +141,8 @@ fn measure(runtime: &tokio::runtime::Runtime, options: &Options) -> Result<()> {
     for group in groups {
         let figures = match group {
             Group::Store => store::measure(runtime, options.quick),
+            Group::Ranges => ranges::measure(runtime, options.quick),
+            Group::Fanout => fanout::measure(runtime, options.quick),
             Group::Mesh => mesh::measure(runtime, options.quick),
             Group::Datapath => datapath::measure(options.quick),
         };

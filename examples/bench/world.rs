@@ -32,6 +32,8 @@ pub(crate) const WEST: &str = "west";
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 /// One-shot commands take milliseconds; this bounds a hung one.
 pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(20);
+/// What a server may send unasked, so that a large answer does not wait for its reader.
+const WINDOW_BYTES: u32 = 8 << 20;
 /// etcd's default for `--max-txn-ops`.
 const TXN_PUTS: usize = 128;
 /// One identity for so many addresses.
@@ -104,6 +106,12 @@ pub(crate) fn client_options(certs: &Path, user: &str) -> ClientOptions {
 
 /// A client of the administrator, who can write, over mTLS. The agent's own client only reads.
 pub(crate) async fn connect(certs: &Path, url: &str) -> Result<etcd_client::Client> {
+    let channel = etcd_client::Channel::Tonic(channel(certs, url).await?);
+    Ok(etcd_client::Client::from_channel(channel, None).await?)
+}
+
+/// The connection of such a client.
+pub(crate) async fn channel(certs: &Path, url: &str) -> Result<tonic::transport::Channel> {
     let address = url.strip_prefix("https://").context("not an https URL")?;
     let tcp = TcpStream::connect(address).await.context("dial")?;
     tcp.set_nodelay(true)?;
@@ -115,11 +123,10 @@ pub(crate) async fn connect(certs: &Path, url: &str) -> Result<etcd_client::Clie
         async move { taken.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected)) }
     });
     // The stream is encrypted already: the scheme here only keeps the channel from doing it again.
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?
-        .connect_with_connector(connector)
-        .await?;
-    let channel = etcd_client::Channel::Tonic(channel);
-    Ok(etcd_client::Client::from_channel(channel, None).await?)
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES);
+    Ok(endpoint.connect_with_connector(connector).await?)
 }
 
 /// All keys of the cluster: configuration, addresses, identities, canaries.
@@ -272,7 +279,7 @@ impl Drop for Bpffs {
 /// A real etcd on loopback; ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Etcd {
-    _process: Process,
+    process: Process,
     pub(crate) url: String,
 }
 
@@ -293,10 +300,7 @@ impl Etcd {
         command.arg("--cert-file").arg(certs.join("server.crt"));
         command.arg("--key-file").arg(certs.join("server.key"));
         let process = Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
-        let etcd = Self {
-            _process: process,
-            url,
-        };
+        let etcd = Self { process, url };
         let answers = async {
             loop {
                 if let Ok(mut client) = connect(certs, &etcd.url).await
@@ -315,15 +319,75 @@ impl Etcd {
 
     /// Writes all records, the canaries last.
     pub(crate) async fn load(&self, certs: &Path, addresses: u32) -> Result<()> {
-        let mut client = connect(certs, &self.url).await?;
-        for chunk in records(addresses)?.chunks(TXN_PUTS) {
-            let puts: Vec<_> = chunk
-                .iter()
-                .map(|(key, value)| etcd_client::TxnOp::put(key.as_str(), value.clone(), None))
-                .collect();
-            client.txn(etcd_client::Txn::new().and_then(puts)).await?;
+        load(certs, &self.url, &records(addresses)?).await
+    }
+}
+
+/// Writes records to a server, as many in a transaction as fit.
+pub(crate) async fn load(certs: &Path, url: &str, records: &[(String, Vec<u8>)]) -> Result<()> {
+    let mut client = connect(certs, url).await?;
+    for chunk in records.chunks(TXN_PUTS) {
+        let puts: Vec<_> = chunk
+            .iter()
+            .map(|(key, value)| etcd_client::TxnOp::put(key.as_str(), value.clone(), None))
+            .collect();
+        client.txn(etcd_client::Txn::new().and_then(puts)).await?;
+    }
+    Ok(())
+}
+
+/// A server under load, ended when dropped, with what the kernel says of its process.
+#[derive(Debug)]
+pub(crate) enum Server {
+    Ours { process: Helper, url: String },
+    Etcd(Etcd),
+}
+
+impl Server {
+    /// Ours and etcd, both empty.
+    pub(crate) fn both(
+        runtime: &tokio::runtime::Runtime,
+        certs: &Path,
+        data: &Path,
+    ) -> Result<[Self; 2]> {
+        let (process, url) = child("serve", certs, &["0"])?;
+        let etcd = runtime.block_on(Etcd::start(certs, data))?;
+        Ok([Self::Ours { process, url }, Self::Etcd(etcd)])
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        match self {
+            Self::Ours { url, .. } => url,
+            Self::Etcd(etcd) => &etcd.url,
         }
-        Ok(())
+    }
+
+    /// User and system time since its start; resolution 10 ms.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+        let text = self.proc("stat")?;
+        // The second field may hold anything, in parentheses; utime and stime are 14th and 15th.
+        let (_, rest) = text.rsplit_once(')').context("an odd stat file")?;
+        let ticks = rest.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.map(str::parse::<u64>).sum::<Result<_, _>>()?;
+        Ok(ticks as f64 / 100.0)
+    }
+
+    pub(crate) fn resident_bytes(&self) -> Result<usize> {
+        let text = self.proc("statm")?;
+        let pages = text
+            .split_whitespace()
+            .nth(1)
+            .context("an odd statm file")?;
+        Ok(pages.parse::<usize>()? * 4_096)
+    }
+
+    fn proc(&self, file: &str) -> Result<String> {
+        let id = match self {
+            Self::Ours { process, .. } => process.id(),
+            Self::Etcd(etcd) => etcd.process.0.id(),
+        };
+        let path = format!("/proc/{id}/{file}");
+        std::fs::read_to_string(&path).with_context(|| format!("read {path}"))
     }
 }
 

@@ -151,6 +151,11 @@ impl Helper {
         })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line, waiting at most `limit`; `None` if the helper closed its output.
     ///
     /// # Errors
