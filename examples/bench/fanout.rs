@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use etcd_client::proto::{PbWatchRequest, PbWatchRequestUnion};
 use futures::{StreamExt, TryStreamExt};
 use tonic::Streaming;
@@ -164,9 +164,8 @@ async fn run(certs: &Path, server: &Server, watchers: usize, writes: u32) -> Res
     }
     let missed = due.saturating_sub(seen.events());
     reading.shutdown().await;
-    while let Some(answer) = answers.join_next().await {
-        answer?.context("write")?;
-    }
+    // A server that is too busy refuses writes; their events count as missed.
+    answers.shutdown().await;
     Ok(Run {
         cpu_seconds: cpu,
         events_per_second: events as f64 / (end - start).as_secs_f64(),

@@ -9,14 +9,14 @@ use tonic::{Request, Response, Status};
 use super::{Face, convert, convert::status, open, wire::RangeAnswer};
 
 /// `Range`, which `wire` serves.
-pub(super) fn range(request: Request<PbRangeRequest>) -> Result<Response<RangeAnswer>, Status> {
+pub(super) fn range(request: Request<PbRangeRequest>) -> Result<RangeAnswer, Status> {
     let (access, pb) = open(request)?;
     let request = convert::range_request(pb)?;
     access.check_read(&request.range)?;
     let found = access.store.range_records(&request);
     let found = found.map_err(|e| status(&e))?;
     let header = convert::header(&access.store, found.revision);
-    Ok(Response::new(RangeAnswer { header, found }))
+    Ok(RangeAnswer { header, found })
 }
 
 #[tonic::async_trait]

@@ -1,6 +1,7 @@
 //! How long a watch waits after a message before its next one. A message costs the server the same
 //! whatever it carries, so under load messages are made fuller instead of more: all watches of a
 //! server together send about `limits::WATCH_MESSAGES_PER_SECOND`.
+//! They send together, on ticks of the pause, so that one burst of wake-ups does for all of them.
 //! Always true: a watch that was quiet for the pause sends its next event at once.
 //! Absent on purpose: a clock; callers pass `now`.
 use std::{
@@ -23,6 +24,8 @@ pub(super) struct Pace(Mutex<Window>);
 
 #[derive(Debug, Default)]
 struct Window {
+    /// The first message, from which ticks are counted.
+    epoch: Option<Instant>,
     began: Option<Instant>,
     messages: u32,
     pause: Duration,
@@ -33,6 +36,7 @@ impl Pace {
     pub(super) fn sent(&self, now: Instant) -> Duration {
         // Plain numbers: there is nothing half done that a panic could leave behind.
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoch = *window.epoch.get_or_insert(now);
         window.messages += 1;
         let began = *window.began.get_or_insert(now);
         let elapsed = now.saturating_duration_since(began);
@@ -48,7 +52,17 @@ impl Pace {
             };
             (window.began, window.messages) = (Some(now), 0);
         }
-        window.pause
+        until_tick(now.saturating_duration_since(epoch), window.pause)
+    }
+}
+
+/// From `time` to the next multiple of `pause`.
+fn until_tick(time: Duration, pause: Duration) -> Duration {
+    match time.as_nanos().checked_rem(pause.as_nanos()) {
+        Some(into) => pause.saturating_sub(Duration::from_nanos(
+            u64::try_from(into).unwrap_or(u64::MAX),
+        )),
+        None => Duration::ZERO,
     }
 }
 
@@ -57,16 +71,19 @@ mod tests {
     use super::*;
 
     /// Runs `watches` that always have something to send for a second; returns how much they sent
-    /// in its last half, and the last pause.
+    /// in its last half, and the longest pause there.
     fn run(pace: &Pace, start: Instant, watches: usize) -> (u32, Duration) {
         let mut due = vec![start; watches];
         let (mut sent, mut pause) = (0, Duration::ZERO);
         for ms in 0..1_000 {
             let now = start + Duration::from_millis(ms);
             for due in due.iter_mut().filter(|due| **due <= now) {
-                pause = pace.sent(now);
-                *due = now + pause;
-                sent += u32::from(ms >= 500);
+                let wait = pace.sent(now);
+                *due = now + wait;
+                if ms >= 500 {
+                    sent += 1;
+                    pause = pause.max(wait);
+                }
             }
         }
         (sent, pause)
@@ -91,6 +108,14 @@ mod tests {
         run(&pace, start + Duration::from_secs(1), 1_000);
         let (_, pause) = run(&pace, start + Duration::from_secs(2), 5);
         assert_eq!(pause, Duration::ZERO);
+    }
+
+    #[test]
+    fn watches_send_on_common_ticks() {
+        let ms = Duration::from_millis;
+        assert_eq!(until_tick(ms(20), ms(6)), ms(4));
+        assert_eq!(until_tick(ms(18), ms(6)), ms(6));
+        assert_eq!(until_tick(ms(18), Duration::ZERO), Duration::ZERO);
     }
 
     #[test]

@@ -54,6 +54,8 @@ type Received = (i64, Watcher, Result<WatchChanges, WatchError>);
 /// One watch stream.
 struct Session {
     access: Access,
+    /// The server ends. Kept, as a fresh one for each message would queue for the token's lock.
+    stopped: BoxFuture<'static, ()>,
     incoming: Streaming<PbWatchRequest>,
     watches: HashMap<i64, Watch>,
     receiving: FuturesUnordered<Abortable<BoxFuture<'static, Received>>>,
@@ -80,6 +82,7 @@ impl Session {
         let mut progress = interval_at(Instant::now() + period, period);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
+            stopped: access.cancel.clone().cancelled_owned().boxed(),
             access,
             incoming,
             watches: HashMap::new(),
@@ -102,7 +105,7 @@ impl Session {
                 return None;
             }
             tokio::select! {
-                () = self.access.cancel.cancelled() => {
+                () = &mut self.stopped => {
                     self.ended = true;
                     let status = Status::unavailable("etcdserver: server stopped");
                     self.answers.push_back(Err(status));

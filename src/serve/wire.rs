@@ -4,16 +4,22 @@
 use std::{
     convert::Infallible,
     future::{Ready, ready},
+    iter,
     marker::PhantomData,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use etcd_client::proto::{
     PbKvServer, PbRangeRequest, PbRangeResponse, PbResponseHeader, PbWatchRequest, PbWatchResponse,
 };
-use futures::future::{BoxFuture, FutureExt};
+use futures::{
+    future::{BoxFuture, FutureExt},
+    stream,
+};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use prost::{
     Message,
     encoding::{encode_varint, encoded_len_varint},
@@ -21,9 +27,12 @@ use prost::{
 use tonic::{
     Request, Response, Status, Streaming,
     body::Body,
-    codec::{BufferSettings, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    codegen::http,
-    server::{Grpc, NamedService, StreamingService, UnaryService},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codegen::http::{
+        self,
+        header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+    },
+    server::{Grpc, NamedService, StreamingService},
 };
 
 use super::{Face, kv, pace::Pace, watch};
@@ -43,13 +52,9 @@ const HEAD_BYTES: usize = 96;
 /// Ready messages are joined up to this size before they are sent.
 const YIELD_BYTES: usize = 32 * 1_024;
 
-/// An answer that can be written to the wire.
-pub(super) trait Answer: Send + 'static {
-    /// Bytes of the part that grows with the keys, for one allocation.
-    fn len_bytes(&self) -> usize;
-
-    fn encode(&self, buffer: &mut impl BufMut);
-}
+/// Bytes of an answer to Range that are made and sent at a time, so that the largest answer takes
+/// no more memory than its reader's window, and is on its way while the rest is made.
+const PIECE_BYTES: usize = 64 * 1_024;
 
 /// `etcdserverpb.RangeResponse`.
 #[derive(Debug)]
@@ -58,28 +63,63 @@ pub(super) struct RangeAnswer {
     pub(super) found: RangeRecords,
 }
 
-impl Answer for RangeAnswer {
-    fn len_bytes(&self) -> usize {
-        let parts = |record| nested_len(split(record, self.found.keys_only));
-        self.found.records.iter().map(parts).sum()
+impl RangeAnswer {
+    /// The gRPC response, whose body is made as it is sent.
+    fn into_response(self) -> Result<http::Response<Body>, Status> {
+        let pieces = self.pieces()?.map(Frame::data);
+        let status = HeaderMap::from_iter([(Status::GRPC_STATUS, HeaderValue::from_static("0"))]);
+        let frames = pieces.chain([Frame::trailers(status)]);
+        let frames = stream::iter(frames.map(Ok::<_, Infallible>));
+        let mut response = http::Response::new(Body::new(StreamBody::new(frames)));
+        let grpc = HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(CONTENT_TYPE, grpc);
+        Ok(response)
     }
 
-    fn encode(&self, buffer: &mut impl BufMut) {
-        // A message may come in pieces, each with some of its fields.
-        let header = PbRangeResponse {
+    /// The message behind its gRPC prefix: not compressed, and its length.
+    fn pieces(self) -> Result<impl Iterator<Item = Bytes> + Send + 'static, Status> {
+        let (front, back) = self.ends();
+        let RangeRecords {
+            records, keys_only, ..
+        } = self.found;
+        let lens = records.iter().map(|r| nested_len(split(r, keys_only)));
+        let len = front.len() + lens.sum::<usize>() + back.len();
+        let len = u32::try_from(len).map_err(|_| {
+            Status::resource_exhausted("the answer has more than 4 GiB; use a limit")
+        })?;
+        let mut first = vec![0];
+        first.put_u32(len);
+        first.put_slice(&front);
+        let mut records = records.into_iter().peekable();
+        let middle = iter::from_fn(move || {
+            records.peek()?;
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            while let Some(record) = records.peek()
+                && let parts = split(record, keys_only)
+                && (piece.is_empty() || piece.len() + nested_len(parts) <= PIECE_BYTES)
+            {
+                put_nested(&mut piece, RANGE_KVS, parts);
+                records.next();
+            }
+            Some(piece)
+        });
+        let pieces = iter::once(first).chain(middle).chain([back]);
+        Ok(pieces.map(Bytes::from))
+    }
+
+    /// What precedes the keys and what follows them. A message may come in parts, each with some of
+    /// its fields.
+    fn ends(&self) -> (Vec<u8>, Vec<u8>) {
+        let front = PbRangeResponse {
             header: self.header,
             ..PbRangeResponse::default()
         };
-        encode(&header, buffer);
-        for record in &self.found.records {
-            put_nested(buffer, RANGE_KVS, split(record, self.found.keys_only));
-        }
-        let rest = PbRangeResponse {
+        let back = PbRangeResponse {
             more: self.found.more,
             count: self.found.count,
             ..PbRangeResponse::default()
         };
-        encode(&rest, buffer);
+        (front.encode_to_vec(), back.encode_to_vec())
     }
 }
 
@@ -90,13 +130,16 @@ pub(super) struct WatchAnswer {
     pub(super) changes: Vec<Change>,
 }
 
-impl Answer for WatchAnswer {
+impl WatchAnswer {
+    /// Bytes of the events.
     fn len_bytes(&self) -> usize {
         self.changes.iter().map(event_len).sum()
     }
 
     fn encode(&self, buffer: &mut impl BufMut) {
-        encode(&self.head, buffer);
+        // Fails for full buffers only, and this one grows.
+        let encoded = self.head.encode(buffer);
+        debug_assert!(encoded.is_ok(), "{encoded:?}");
         for change in &self.changes {
             buffer.put_u8(WATCH_EVENTS);
             encode_varint(event_body_len(change) as u64, buffer);
@@ -149,42 +192,30 @@ fn put_nested(buffer: &mut impl BufMut, tag: u8, (front, back): (&[u8], &[u8])) 
     buffer.put_slice(back);
 }
 
-fn encode(message: &impl Message, buffer: &mut impl BufMut) {
-    // Fails for full buffers only, and this one grows.
-    let encoded = message.encode(buffer);
-    debug_assert!(encoded.is_ok(), "{encoded:?}");
-}
-
-/// Takes generated requests `D`, gives answers `E`.
+/// Takes generated requests, gives answers of ours.
 #[derive(Debug)]
-struct Codec<E, D>(PhantomData<fn(E) -> D>);
+struct WatchCodec;
 
-impl<E, D> Clone for Codec<E, D> {
-    fn clone(&self) -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<E: Answer, D: Message + Default + 'static> tonic::codec::Codec for Codec<E, D> {
-    type Encode = E;
-    type Decode = D;
+impl Codec for WatchCodec {
+    type Encode = WatchAnswer;
+    type Decode = PbWatchRequest;
     type Encoder = Self;
-    type Decoder = Self;
+    type Decoder = Generated<PbWatchRequest>;
 
     fn encoder(&mut self) -> Self {
-        self.clone()
+        Self
     }
 
-    fn decoder(&mut self) -> Self {
-        self.clone()
+    fn decoder(&mut self) -> Self::Decoder {
+        Generated(PhantomData)
     }
 }
 
-impl<E: Answer, D> Encoder for Codec<E, D> {
-    type Item = E;
+impl Encoder for WatchCodec {
+    type Item = WatchAnswer;
     type Error = Status;
 
-    fn encode(&mut self, answer: E, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+    fn encode(&mut self, answer: WatchAnswer, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         buffer.reserve(answer.len_bytes() + HEAD_BYTES);
         answer.encode(buffer);
         Ok(())
@@ -195,12 +226,16 @@ impl<E: Answer, D> Encoder for Codec<E, D> {
     }
 }
 
-impl<E, D: Message + Default> Decoder for Codec<E, D> {
-    type Item = D;
+/// Decodes a generated message.
+#[derive(Debug)]
+struct Generated<T>(PhantomData<fn() -> T>);
+
+impl<T: Message + Default> Decoder for Generated<T> {
+    type Item = T;
     type Error = Status;
 
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
-        let message = D::decode(buffer).map_err(|error| Status::internal(error.to_string()))?;
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
+        let message = T::decode(buffer).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Some(message))
     }
 
@@ -233,20 +268,23 @@ impl tower::Service<http::Request<Body>> for Kv {
         if request.uri().path() != "/etcdserverpb.KV/Range" {
             return self.generated.call(request);
         }
-        let grpc = Grpc::new(Codec(PhantomData)).max_decoding_message_size(self.request_bytes_max);
-        async move { Ok({ grpc }.unary(RangeMethod, request).await) }.boxed()
+        let answer = range(request, self.request_bytes_max);
+        async { Ok(answer.await.unwrap_or_else(Status::into_http)) }.boxed()
     }
 }
 
-struct RangeMethod;
-
-impl UnaryService<PbRangeRequest> for RangeMethod {
-    type Response = RangeAnswer;
-    type Future = Ready<Result<Response<RangeAnswer>, Status>>;
-
-    fn call(&mut self, request: Request<PbRangeRequest>) -> Self::Future {
-        ready(kv::range(request))
-    }
+async fn range(
+    request: http::Request<Body>,
+    bytes_max: usize,
+) -> Result<http::Response<Body>, Status> {
+    let (parts, body) = request.into_parts();
+    let decoder = Generated::<PbRangeRequest>(PhantomData);
+    let mut messages = Streaming::new_request(decoder, body, None, Some(bytes_max));
+    let message = messages.message().await?;
+    let message = message.ok_or_else(|| Status::internal("Range without a request message"))?;
+    let mut request = Request::new(message);
+    *request.extensions_mut() = parts.extensions;
+    kv::range(request)?.into_response()
 }
 
 /// `etcdserverpb.Watch`.
@@ -275,7 +313,7 @@ impl tower::Service<http::Request<Body>> for Watch {
             return ready(Ok(status.into_http())).boxed();
         }
         let method = WatchMethod(Arc::clone(&self.pace));
-        let grpc = Grpc::new(Codec(PhantomData)).max_decoding_message_size(self.request_bytes_max);
+        let grpc = Grpc::new(WatchCodec).max_decoding_message_size(self.request_bytes_max);
         async move { Ok({ grpc }.streaming(method, request).await) }.boxed()
     }
 }
@@ -322,13 +360,6 @@ mod tests {
         store
     }
 
-    fn bytes(answer: &impl Answer) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        answer.encode(&mut bytes);
-        assert!(answer.len_bytes() <= bytes.len());
-        bytes
-    }
-
     #[test]
     fn a_range_answer_is_what_the_generated_message_is() {
         let store = store();
@@ -342,7 +373,12 @@ mod tests {
             let expected = convert::range_response(&store, RangeResponse::from(found.clone()));
             let header = convert::header(&store, found.revision);
             let answer = RangeAnswer { header, found };
-            assert_eq!(bytes(&answer), expected.encode_to_vec(), "{request:?}");
+            let pieces: Vec<Bytes> = answer.pieces().unwrap().collect();
+            assert!(pieces.iter().all(|piece| piece.len() <= PIECE_BYTES));
+            let expected = expected.encode_to_vec();
+            let len = u32::try_from(expected.len()).unwrap().to_be_bytes();
+            let expected = [&[0][..], &len, &expected].concat();
+            assert_eq!(pieces.concat(), expected, "{request:?}");
         }
     }
 
@@ -369,7 +405,10 @@ mod tests {
             };
             let changes = found.changes;
             let answer = WatchAnswer { head, changes };
-            assert_eq!(bytes(&answer), expected.encode_to_vec());
+            let mut bytes = Vec::new();
+            answer.encode(&mut bytes);
+            assert!(answer.len_bytes() + HEAD_BYTES >= bytes.len());
+            assert_eq!(bytes, expected.encode_to_vec());
         }
     }
 
