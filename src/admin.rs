@@ -22,6 +22,7 @@ use crate::{
     mesh::View,
     peer::PeerStatus,
     socket,
+    store::Store,
     types::{ClusterId, ClusterName, LocalEndpoint, MaxClusters},
 };
 
@@ -42,6 +43,8 @@ pub struct State {
     pub node_name: String,
     /// State of all clusters.
     pub view: View,
+    /// The cluster store, for backups.
+    pub store: Store,
     /// The sessions, one per configured peer; any order.
     pub peers: Arc<dyn Fn() -> Vec<PeerStatus> + Send + Sync>,
     /// The workloads of this node; any order.

@@ -3,7 +3,12 @@
 //! Order at start: addresses are bound first, so that a clash is a start-up error; then the
 //! datapath takes over what the kernel holds; then the source fills the cluster store; only when
 //! that is complete does the own cluster join the mesh, so that nothing known is swept early.
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -15,6 +20,7 @@ use crate::{
     admin,
     config::Config,
     enforcer::{self, Change},
+    journal::{self, Journal},
     lifecycle::{Readiness, Tasks, stop_on_signal},
     limits::{DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, STORE_HISTORY_EVENTS_MAX},
     mesh::{self, Mesh},
@@ -81,8 +87,10 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let local = bind_local(&config).await?;
 
     let (policy, policy_error) = export_policy(tasks, &config).context("start the export")?;
+    let journal = open_store(tasks, config.state_dir.join("store")).await?;
+    let health = journal.health();
     let keyspaces = serve::Keyspaces {
-        cluster: new_store(),
+        cluster: journal.into(),
         export: Views::new(&policy.borrow(), new_store),
         cache: new_store(),
     };
@@ -179,16 +187,17 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         max_clusters: config.max_clusters,
         node_name: config.node_name.clone(),
         view,
+        store: keyspaces.cluster.store().clone(),
         peers: Arc::new(move || statuses.statuses()),
         endpoints: endpoints_view,
         drops: handle.events.clone(),
         readiness,
         registry: telemetry::registry().context("register metrics")?,
-        started: std::time::Instant::now(),
+        started: Instant::now(),
         errors: Arc::new({
             let (server_tls, published) = (server_tls.clone(), published.clone());
             move || {
-                let mut errors = standing_errors(&source_status, &policy_status);
+                let mut errors = standing_errors(&source_status, &policy_status, &health);
                 errors.extend(server_tls.refused());
                 errors.extend(server_tls.trust().refusals());
                 errors.extend(published.borrow().errors());
@@ -249,6 +258,23 @@ async fn bind_local(config: &Config) -> anyhow::Result<Option<serve::LocalListen
     }
 }
 
+/// Opens the cluster store. It must be served at once: its leases live from now on.
+async fn open_store(tasks: &Tasks, directory: PathBuf) -> anyhow::Result<Journal> {
+    let path = directory.clone();
+    let open = move || journal::open(&path, STORE_HISTORY_EVENTS_MAX, Instant::now());
+    let (journal, runner) = tokio::task::spawn_blocking(open)
+        .await
+        .context("open the cluster store")?
+        .with_context(|| format!("open the cluster store in {}", directory.display()))?;
+    tasks
+        .spawn_thread("journal", move |cancel| {
+            runner.run(&cancel);
+            Ok(())
+        })
+        .context("start the thread of the cluster store")?;
+    Ok(journal)
+}
+
 /// Revisions mean something only together with the store's id, so each start has a new one.
 fn new_store() -> Store {
     let cluster_id = rand::random::<u64>() | 1;
@@ -306,10 +332,11 @@ fn export_policy(
 }
 
 fn spawn_expiry(tasks: &Tasks, keyspaces: &serve::Keyspaces) {
-    for store in [&keyspaces.cluster, &keyspaces.cache] {
-        let (cancel, store) = (tasks.token(), store.clone());
+    let writers = [keyspaces.cluster.clone(), keyspaces.cache.clone().into()];
+    for writer in writers {
+        let cancel = tasks.token();
         tasks.spawn("lease-expiry", async move {
-            serve::store_expiry(store, cancel).await;
+            serve::store_expiry(writer, cancel).await;
             Ok(())
         });
     }
@@ -476,8 +503,13 @@ fn spawn_members_known(
     });
 }
 
-fn standing_errors(source: &SourceStatus, policy: &Option<PolicyStatus>) -> Vec<String> {
+fn standing_errors(
+    source: &SourceStatus,
+    policy: &Option<PolicyStatus>,
+    store: &watch::Receiver<Option<journal::Error>>,
+) -> Vec<String> {
     let mut errors = Vec::new();
+    errors.extend(store.borrow().as_ref().map(ToString::to_string));
     if let Some(source) = source {
         let status = source.borrow();
         errors.extend(

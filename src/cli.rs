@@ -11,6 +11,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use self::store::StoreVerb;
 use crate::{
     admin::wire,
     config::{Args, Config, ConfigError, SocketArg},
@@ -19,6 +20,7 @@ use crate::{
 pub mod certs;
 mod client;
 mod print;
+mod store;
 #[cfg(test)]
 mod tests;
 
@@ -68,6 +70,8 @@ enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    #[command(subcommand)]
+    Store(StoreVerb),
     /// Succeed if the agent is ready; else say what it waits for.
     Health,
     /// Show the version.
@@ -140,6 +144,8 @@ enum Error {
     Agent(anyhow::Error),
     #[error("{0:#}")]
     Certs(anyhow::Error),
+    #[error("{0:#}")]
+    Store(anyhow::Error),
     #[error("start the runtime: {0}")]
     Runtime(io::Error),
     #[error(
@@ -220,6 +226,10 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, Error> {
             certs::run(args).map_err(Error::Certs)?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Store(StoreVerb::Restore(args)) => {
+            store::restore(&args, out).map_err(Error::Store)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Version => {
             writeln!(out, "tombolo {}", env!("CARGO_PKG_VERSION"))?;
             Ok(ExitCode::SUCCESS)
@@ -239,6 +249,8 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, Error> {
 async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result<ExitCode, Error> {
     match verb {
         Verb::Agent(_) | Verb::Certs(_) | Verb::Version => {}
+        Verb::Store(StoreVerb::Restore(_)) => {}
+        Verb::Store(StoreVerb::Backup { file }) => store::backup(client, &file, out).await?,
         Verb::Status { verbose, output } => {
             let status: wire::Status = client.json("/v1/status").await?;
             output.write(out, &status, |status| print::status(status, verbose))?;

@@ -25,7 +25,8 @@ mod args;
 mod tests;
 
 const SOCKET_PATH: &str = "/run/tombolo/tombolo.sock";
-const STATE_DIR: &str = "/var/lib/tombolo";
+/// Where a host's state is kept unless it is said.
+pub const STATE_DIR: &str = "/var/lib/tombolo";
 /// A DNS name's limit, which Kubernetes node names share.
 const NODE_NAME_BYTES_MAX: usize = 253;
 

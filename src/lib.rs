@@ -17,6 +17,8 @@ pub mod etcd;
 pub mod netdev;
 pub mod store;
 
+pub mod journal;
+
 pub mod follower;
 pub mod mesh;
 pub mod peer;

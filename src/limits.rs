@@ -32,6 +32,25 @@ pub const WATCH_BATCH_EVENTS: usize = 1_000;
 /// A watch message is closed at this many bytes, well below gRPC clients' usual 4 MiB.
 pub const WATCH_BATCH_BYTES: usize = 1 << 20;
 
+// --- journal ---
+/// Most writes that wait for the disk; more than all streams of a few busy connections.
+pub const JOURNAL_QUEUE_COMMANDS: usize = 4_096;
+/// Most bytes of writes that wait; then writers wait to queue theirs.
+pub const JOURNAL_QUEUE_BYTES: usize = 64 << 20;
+/// Most writes that share one sync; their answers leave together.
+pub const JOURNAL_BATCH_COMMANDS: usize = 1_024;
+/// Most bytes of them, unless a single one is longer; written in the time of a sync.
+pub const JOURNAL_BATCH_BYTES: usize = 4 << 20;
+/// Length of a log file; its making holds writes up for the time of a few syncs.
+pub const JOURNAL_SEGMENT_BYTES: u64 = 16 << 20;
+/// Log after which a snapshot is written, if that is no shorter than the last one: a start reads
+/// this in well below a second, and a write is written twice at most.
+pub const JOURNAL_SNAPSHOT_AFTER_BYTES: u64 = 64 << 20;
+/// Largest store that is written whole when the agent stops, which has 5 s for everything.
+pub const JOURNAL_FINAL_SNAPSHOT_BYTES_MAX: usize = 256 << 20;
+/// Bytes in a frame of a snapshot, unless a single record is longer.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
+
 // --- serve ---
 /// Longest request message: etcd's 1.5 MiB of payload and 512 KiB for its framing.
 pub const REQUEST_BYTES_MAX: usize = VALUE_BYTES_MAX + (512 << 10);

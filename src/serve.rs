@@ -24,7 +24,7 @@ pub use self::{
     local::{LocalError, LocalListener},
     metrics::Metrics,
 };
-use crate::{limits, publish::Views, store::Store, types::ClusterName};
+use crate::{journal::Writer, limits, publish::Views, store::Store, types::ClusterName};
 
 mod accept;
 mod access;
@@ -44,7 +44,7 @@ mod wire;
 #[derive(Debug, Clone)]
 pub struct Keyspaces {
     /// Read and written by this cluster's nodes (`admin-<C>`).
-    pub cluster: Store,
+    pub cluster: Writer,
     /// Read by peers (`remote`, `remote-<peer>`), each its view.
     pub export: Views,
     /// Read by this cluster's agents (`local-<C>`).
@@ -189,11 +189,11 @@ impl Server {
     }
 }
 
-/// A channel to `store` with full rights that never leaves the process: calls are plain function
+/// A channel to a store with full rights that never leaves the process: calls are plain function
 /// calls, no socket and no task is involved. Streams end when `cancel` fires.
 #[must_use]
-pub fn in_process(store: Store, cancel: CancellationToken) -> etcd_client::Channel {
-    let access = Access::full(store, cancel);
+pub fn in_process(writer: impl Into<Writer>, cancel: CancellationToken) -> etcd_client::Channel {
+    let access = Access::full(writer.into(), cancel);
     let service = routes(limits::REQUEST_BYTES_MAX)
         .map_request(move |mut request: http::Request<Body>| {
             request.extensions_mut().insert(access.clone());
@@ -204,13 +204,15 @@ pub fn in_process(store: Store, cancel: CancellationToken) -> etcd_client::Chann
 }
 
 /// Ends leases whose time is over, until `cancel` fires.
-pub async fn store_expiry(store: Store, cancel: CancellationToken) {
+pub async fn store_expiry(writer: impl Into<Writer>, cancel: CancellationToken) {
+    let writer = writer.into();
     let mut tick = tokio::time::interval(limits::LEASE_EXPIRY_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while cancel.run_until_cancelled(tick.tick()).await.is_some() {
-        let ended = store.expire(Instant::now());
-        if ended > 0 {
-            tracing::info!(count = ended, "leases expired");
+        match writer.expire(Instant::now()).await {
+            Ok(0) => {}
+            Ok(ended) => tracing::info!(count = ended, "leases expired"),
+            Err(error) => tracing::warn!(%error, "leases outlive their time"),
         }
     }
 }

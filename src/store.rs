@@ -14,6 +14,7 @@ use self::state::State;
 pub use self::{
     lease::LeaseStatus,
     record::Record,
+    snapshot::{Builder, Contents, Inconsistent},
     types::{
         Change, Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, KeyRange,
         KeyValue, PutRequest, PutResponse, RangeRecords, RangeRequest, RangeResponse, SortTarget,
@@ -28,6 +29,7 @@ mod past;
 #[cfg(test)]
 mod proptests;
 mod record;
+mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -129,9 +131,14 @@ impl Store {
     /// An empty store at revision 1.
     #[must_use]
     pub fn new(options: Options) -> Self {
+        let state = State::new(options.history_max);
+        Self::with_state(options.cluster_id, state)
+    }
+
+    fn with_state(cluster_id: u64, state: State) -> Self {
         let shared = Shared {
-            cluster_id: options.cluster_id.max(1),
-            state: RwLock::new(State::new(options.history_max)),
+            cluster_id: cluster_id.max(1),
+            state: RwLock::new(state),
             changes: tokio::sync::watch::Sender::new(()),
         };
         Self {
@@ -309,11 +316,11 @@ impl Store {
         Ok(Watcher::new(Arc::clone(&self.shared), request, next))
     }
 
-    /// Creates a lease that lives for `ttl` from `now` unless kept alive; id 0 means any free id.
+    /// Creates a lease that lives for `ttl` from `now` unless kept alive. The caller chooses `id`.
     ///
     /// # Errors
     /// `LeaseExists`, `LeaseTtlTooLarge`, `TooManyLeases`.
-    pub fn lease_grant(&self, id: i64, ttl: Duration, now: Instant) -> Result<i64, Error> {
+    pub fn lease_grant(&self, id: i64, ttl: Duration, now: Instant) -> Result<(), Error> {
         self.shared.write().leases.grant(id, ttl, now)
     }
 
@@ -347,22 +354,17 @@ impl Store {
         self.shared.read().leases.ids()
     }
 
+    /// The leases whose time is over at `now`, the longest overdue first.
+    #[must_use]
+    pub fn leases_due(&self, now: Instant) -> Vec<i64> {
+        self.shared.read().leases.due(now).collect()
+    }
+
     /// Ends all leases whose time is over at `now`, one revision for each that has keys.
     /// Returns how many leases ended.
     pub fn expire(&self, now: Instant) -> usize {
-        // Most calls find nothing; they must not keep readers out.
-        if self.shared.read().leases.due(now).is_none() {
-            return 0;
-        }
-        let mut ended = 0;
-        let mut state = self.shared.write();
-        while let Some(id) = state.leases.due(now) {
-            state.revoke(id);
-            ended += 1;
-        }
-        drop(state);
-        self.shared.changes.send_replace(());
-        ended
+        let revoked = self.leases_due(now).into_iter();
+        revoked.filter(|id| self.lease_revoke(*id).is_ok()).count()
     }
 
     fn delete_unchecked(&self, range: KeyRange) -> u64 {

@@ -195,7 +195,7 @@ pub(crate) async fn serve(certs: &Path, addresses: u32) -> Result<()> {
         })
     }
     let keyspaces = Keyspaces {
-        cluster: new_store(),
+        cluster: new_store().into(),
         export: Views::new(&ExportPolicy::default(), new_store),
         cache: new_store(),
     };

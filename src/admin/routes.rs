@@ -1,32 +1,42 @@
 //! The routes and how their answers are put together.
-use std::{convert::Infallible, sync::Arc, time::SystemTime};
+use std::{convert::Infallible, io, sync::Arc, time::SystemTime};
 
 use axum::{
     Json, Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::State as Extract,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use futures::StreamExt as _;
-use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{BroadcastStream, ReceiverStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
 use super::{State, wire};
 use crate::{
+    journal,
     keyspace::Kind,
     peer::PeerStatus,
     types::{IdentityId, Labels},
 };
 
+/// Pieces of a backup that wait for its reader, each about `limits::SNAPSHOT_CHUNK_BYTES`.
+const BACKUP_CHUNKS: usize = 4;
+
 type Shared = Extract<Arc<State>>;
 
 /// Everything, for the unix socket. Streams end when `token` is cancelled.
 pub(super) fn all(state: Arc<State>, token: CancellationToken) -> Router {
+    let stopped = token.clone();
     let monitor = move |state: Shared| {
         let token = token.clone();
         async move { monitor(&state, token) }
+    };
+    let backup = move |state: Shared| {
+        let token = stopped.clone();
+        async move { backup(&state, token) }
     };
     Router::new()
         .route(
@@ -44,6 +54,7 @@ pub(super) fn all(state: Arc<State>, token: CancellationToken) -> Router {
         )
         .route("/v1/ip", get(async |state: Shared| Json(ips(&state))))
         .route("/v1/monitor", get(monitor))
+        .route("/v1/store/backup", get(backup))
         .with_state(Arc::clone(&state))
         .merge(health(Arc::clone(&state)))
         .merge(metrics(state))
@@ -95,6 +106,25 @@ fn monitor(state: &State, token: CancellationToken) -> Response {
     });
     let body = Body::from_stream(events.take_until(token.cancelled_owned()));
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+/// The cluster store in one piece. Whoever reads it checks that its end came.
+fn backup(state: &State, token: CancellationToken) -> Response {
+    let (sender, receiver) = mpsc::channel(BACKUP_CHUNKS);
+    let store = state.store.clone();
+    tokio::task::spawn_blocking(move || {
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        let mut emit = |chunk: &[u8]| {
+            let chunk = Ok::<_, Infallible>(Bytes::copy_from_slice(chunk));
+            sender.blocking_send(chunk).map_err(gone)
+        };
+        if let Err(error) = journal::backup(&store, &mut emit) {
+            tracing::info!(%error, "Backup was broken off by its reader");
+        }
+    });
+    let chunks = ReceiverStream::new(receiver).take_until(token.cancelled_owned());
+    let body = Body::from_stream(chunks);
+    ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response()
 }
 
 fn status(state: &State) -> wire::Status {

@@ -7,22 +7,22 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Kvstore,
     etcd::{Client, Connector, Error},
+    journal::Writer,
     peer::ConfigFile,
     serve,
-    store::Store,
 };
 
 /// Connections to the cluster store; `embedded` is the one in this process.
 pub(super) fn connector(
     kvstore: &Kvstore,
-    embedded: &Store,
+    embedded: &Writer,
     cancel: CancellationToken,
 ) -> Connector {
     match kvstore {
         Kvstore::Embedded => {
-            let store = embedded.clone();
+            let writer = embedded.clone();
             Connector::new(move || {
-                Client::in_process(serve::in_process(store.clone(), cancel.clone()))
+                Client::in_process(serve::in_process(writer.clone(), cancel.clone()))
             })
         }
         Kvstore::Etcd { config } => {

@@ -60,6 +60,30 @@ impl Client {
         serde_json::from_str(&body).map_err(|source| Error::Decode { route, source })
     }
 
+    /// Copies the body to `out`; its end may be missing.
+    pub(super) async fn download(
+        &self,
+        route: &'static str,
+        out: &mut impl std::io::Write,
+    ) -> Result<(), Error> {
+        let mut answer = self.get(route).await?;
+        let status = answer.status;
+        if status != StatusCode::OK {
+            return Err(Error::Refused {
+                route,
+                status,
+                body: String::new(),
+            });
+        }
+        while let Some(frame) = answer.body.frame().await {
+            let frame = frame.map_err(|source| Error::Request { route, source })?;
+            if let Some(bytes) = frame.data_ref() {
+                out.write_all(bytes)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn lines(&self, route: &'static str) -> Result<Lines, Error> {
         let answer = self.get(route).await?;
         let status = answer.status;

@@ -15,6 +15,7 @@ use crate::{
     peer::{PeerStatus, RemoteConfig, SyncedKinds},
     policy::Direction,
     socket,
+    store::{Options, Store},
     types::{
         ClusterId, ClusterName, EndpointId, IdentityId, Labels, LocalEndpoint, MaxClusters,
         NamedPort,
@@ -174,6 +175,15 @@ type Senders = (
     watch::Sender<serde_json::Value>,
 );
 
+fn store() -> Store {
+    let store = Store::new(Options {
+        cluster_id: 7,
+        history_max: 100,
+    });
+    store.put("a".into(), "1".into(), 0).unwrap();
+    store
+}
+
 fn state(readiness: Readiness) -> (State, Senders) {
     let (endpoints, endpoints_rx) = watch::channel(vec![Arc::new(endpoint())]);
     let (datapath, datapath_rx) = watch::channel(serde_json::json!({"endpoints": 1}));
@@ -183,6 +193,7 @@ fn state(readiness: Readiness) -> (State, Senders) {
         max_clusters: MaxClusters::C255,
         node_name: "node1".to_owned(),
         view: view(),
+        store: store(),
         peers: Arc::new(peers),
         endpoints: endpoints_rx,
         drops: broadcast::channel(4).0,

@@ -679,12 +679,11 @@ async fn another_nodes_record_outlives_our_deletion() {
     let mut run = Running::start(dir.path(), &store(1), noon).await;
     run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
     let record = "cilium/state/ip/v1/default/10.0.0.1";
-    let lease = run
-        .store
-        .lease_grant(99, Duration::from_secs(60), std::time::Instant::now());
+    let ttl = Duration::from_secs(60);
     run.store
-        .put(record.into(), "theirs".into(), lease.unwrap())
+        .lease_grant(99, ttl, std::time::Instant::now())
         .unwrap();
+    run.store.put(record.into(), "theirs".into(), 99).unwrap();
     run.send([LocalEvent::WorkloadDelete(key("a"))]).await;
     assert_eq!(run.store.get(record.as_bytes()).unwrap().value, "theirs");
     run.stop().await;

@@ -4,6 +4,7 @@ use tonic::Status;
 
 use super::Keyspaces;
 use crate::{
+    journal::Writer,
     publish::View,
     store::{KeyRange, Store, Txn, TxnOp},
     types::ClusterName,
@@ -13,6 +14,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(super) struct Access {
     pub(super) store: Store,
+    /// Every write goes through it, none to `store`.
+    pub(super) writer: Writer,
     /// Open streams end when it fires.
     pub(super) cancel: CancellationToken,
     /// The connection ends when it fires: the store is not this client's any more.
@@ -28,9 +31,10 @@ enum Grants {
 
 impl Access {
     /// Everything; for the own process.
-    pub(super) fn full(store: Store, cancel: CancellationToken) -> Self {
+    pub(super) fn full(writer: Writer, cancel: CancellationToken) -> Self {
         Self {
-            store,
+            store: writer.store().clone(),
+            writer,
             cancel,
             ended: CancellationToken::new(),
             grants: Grants::All,
@@ -55,14 +59,13 @@ impl Access {
                 KeyRange::prefix(format!("cilium/synced/{cluster}/").as_bytes()),
             ];
             return Self {
-                store,
-                cancel,
                 ended,
                 grants: Grants::Read(ranges.into()),
+                ..Self::full(store.into(), cancel)
             };
         }
-        let (store, grants) = if is_own("admin-") {
-            (&keyspaces.cluster, Grants::All)
+        let (writer, grants) = if is_own("admin-") {
+            (keyspaces.cluster.clone(), Grants::All)
         } else if is_own("local-") {
             let prefixes = [
                 "cilium/.heartbeat",
@@ -71,13 +74,13 @@ impl Access {
                 "cilium/synced/",
             ];
             let ranges = prefixes.map(|p| KeyRange::prefix(p.as_bytes()));
-            (&keyspaces.cache, Grants::Read(ranges.into()))
+            (keyspaces.cache.clone().into(), Grants::Read(ranges.into()))
         } else {
-            (&keyspaces.cache, Grants::Read(Vec::new()))
+            (keyspaces.cache.clone().into(), Grants::Read(Vec::new()))
         };
         Self {
             grants,
-            ..Self::full(store.clone(), cancel)
+            ..Self::full(writer, cancel)
         }
     }
 
@@ -165,7 +168,7 @@ mod tests {
 
     fn access(cn: &str) -> (Access, Keyspaces) {
         let keyspaces = Keyspaces {
-            cluster: store(1),
+            cluster: store(1).into(),
             export: Views::new(&ExportPolicy::default(), || store(2)),
             cache: store(3),
         };

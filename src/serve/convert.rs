@@ -7,10 +7,13 @@ use etcd_client::proto::{
 };
 use tonic::Status;
 
-use crate::store::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Error, KeyRange, KeyValue,
-    PutRequest, PutResponse, RangeRequest, RangeResponse, SortTarget, Store, Txn, TxnOp,
-    TxnOpResponse, TxnResponse,
+use crate::{
+    journal,
+    store::{
+        Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Error, KeyRange,
+        KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, SortTarget, Store, Txn,
+        TxnOp, TxnOpResponse, TxnResponse,
+    },
 };
 
 /// There is one member and no election; etcd clients only want the term to be set.
@@ -56,6 +59,18 @@ pub(super) fn status(error: &Error) -> Status {
         }
         Error::LeaseTtlTooLarge => Status::out_of_range("etcdserver: too large lease TTL"),
         Error::TooManyLeases => Status::resource_exhausted("etcdserver: too many leases"),
+    }
+}
+
+/// As [`status`], for what a write may meet besides.
+pub(super) fn write_status(error: &journal::Error) -> Status {
+    match error {
+        journal::Error::Refused(error) => status(error),
+        journal::Error::NoSpace => {
+            Status::resource_exhausted("etcdserver: mvcc: database space exceeded")
+        }
+        journal::Error::Failed(_) => Status::unavailable(format!("etcdserver: {error}")),
+        journal::Error::Stopped => Status::unavailable("etcdserver: server stopped"),
     }
 }
 

@@ -6,7 +6,12 @@ use etcd_client::proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Face, convert, convert::status, open, wire::RangeAnswer};
+use super::{
+    Face, convert,
+    convert::{status, write_status},
+    open,
+    wire::RangeAnswer,
+};
 
 /// `Range`, which `wire` serves.
 pub(super) fn range(request: Request<PbRangeRequest>) -> Result<RangeAnswer, Status> {
@@ -40,7 +45,8 @@ impl PbKvService for Face {
         let (access, pb) = open(request)?;
         access.check_write()?;
         let request = convert::put_request(pb);
-        let response = access.store.put_with(&request).map_err(|e| status(&e))?;
+        let put = access.writer.put(request).await;
+        let response = put.map_err(|e| write_status(&e))?;
         Ok(Response::new(convert::put_response(
             &access.store,
             &response,
@@ -54,10 +60,8 @@ impl PbKvService for Face {
         let (access, pb) = open(request)?;
         access.check_write()?;
         let request = convert::delete_request(pb);
-        let response = access
-            .store
-            .delete_range(&request)
-            .map_err(|e| status(&e))?;
+        let delete = access.writer.delete(request).await;
+        let response = delete.map_err(|e| write_status(&e))?;
         Ok(Response::new(convert::delete_response(
             &access.store,
             &response,
@@ -68,7 +72,7 @@ impl PbKvService for Face {
         let (access, pb) = open(request)?;
         let txn = convert::txn_request(pb)?;
         access.check_txn(&txn)?;
-        let response = access.store.txn(&txn).map_err(|e| status(&e))?;
+        let response = access.writer.txn(txn).await.map_err(|e| write_status(&e))?;
         Ok(Response::new(convert::txn_response(
             &access.store,
             response,
@@ -81,7 +85,8 @@ impl PbKvService for Face {
     ) -> Result<Response<PbCompactionResponse>, Status> {
         let (access, pb) = open(request)?;
         access.check_write()?;
-        access.store.compact(pb.revision).map_err(|e| status(&e))?;
+        let compact = access.writer.compact(pb.revision).await;
+        compact.map_err(|e| write_status(&e))?;
         let header = convert::header(&access.store, access.store.revision());
         Ok(Response::new(PbCompactionResponse { header }))
     }

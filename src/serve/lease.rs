@@ -10,7 +10,13 @@ use etcd_client::proto::{
 use futures::{StreamExt, stream::BoxStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Face, access::Access, convert, convert::status, open};
+use super::{
+    Face,
+    access::Access,
+    convert,
+    convert::{status, write_status},
+    open,
+};
 use crate::{
     limits,
     store::{Error, KeyRange},
@@ -28,10 +34,8 @@ impl PbLeaseService for Face {
         access.check_role()?;
         let ttl =
             Duration::from_secs(u64::try_from(pb.ttl).unwrap_or(0)).max(limits::LEASE_TTL_MIN);
-        let id = access
-            .store
-            .lease_grant(pb.id, ttl, Instant::now())
-            .map_err(|e| status(&e))?;
+        let grant = access.writer.lease_grant(pb.id, ttl).await;
+        let id = grant.map_err(|e| write_status(&e))?;
         let header = convert::header(&access.store, access.store.revision());
         Ok(Response::new(PbLeaseGrantResponse {
             header,
@@ -54,7 +58,8 @@ impl PbLeaseService for Face {
         if !lease.keys.is_empty() {
             access.check_write()?;
         }
-        access.store.lease_revoke(pb.id).map_err(|e| status(&e))?;
+        let revoke = access.writer.lease_revoke(pb.id).await;
+        revoke.map_err(|e| write_status(&e))?;
         let header = convert::header(&access.store, access.store.revision());
         Ok(Response::new(PbLeaseRevokeResponse { header }))
     }

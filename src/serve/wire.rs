@@ -84,7 +84,7 @@ impl RangeAnswer {
         } = self.found;
         let lens = records.iter().map(|r| nested_len(split(r, keys_only)));
         let len = front.len() + lens.sum::<usize>() + back.len();
-        let len = u32::try_from(len).map_err(|_| {
+        let len = u32::try_from(len).map_err(|_too_long| {
             Status::resource_exhausted("the answer has more than 4 GiB; use a limit")
         })?;
         let mut first = vec![0];
@@ -348,7 +348,8 @@ mod tests {
             history_max: 1_000,
         });
         let ttl = Duration::from_secs(9);
-        let lease = store.lease_grant(i64::MAX, ttl, Instant::now()).unwrap();
+        let lease = i64::MAX;
+        store.lease_grant(lease, ttl, Instant::now()).unwrap();
         let long = "v".repeat(20_000);
         for (key, value, lease) in [("a", "", 0), ("b", &long, lease), ("c", "", lease)] {
             store

@@ -40,14 +40,13 @@ impl Leases {
         self.by_id.contains_key(&id)
     }
 
-    pub(super) fn grant(&mut self, id: i64, ttl: Duration, now: Instant) -> Result<i64, Error> {
+    pub(super) fn grant(&mut self, id: i64, ttl: Duration, now: Instant) -> Result<(), Error> {
         if ttl > limits::LEASE_TTL_MAX {
             return Err(Error::LeaseTtlTooLarge);
         }
         if self.by_id.len() >= limits::LEASES_MAX {
             return Err(Error::TooManyLeases);
         }
-        let id = if id == 0 { self.unused_id() } else { id };
         if self.contains(id) {
             return Err(Error::LeaseExists { id });
         }
@@ -61,7 +60,7 @@ impl Leases {
                 keys: Index::default(),
             },
         );
-        Ok(id)
+        Ok(())
     }
 
     /// Starts the time to live anew. A lease past its deadline is lost even before it is swept.
@@ -75,6 +74,23 @@ impl Leases {
         self.by_deadline.insert((deadline, id));
         lease.deadline = deadline;
         Ok(lease.ttl)
+    }
+
+    /// Starts every time to live anew, also of leases that are due.
+    pub(super) fn restart(&mut self, now: Instant) {
+        self.by_deadline.clear();
+        for (id, lease) in &mut self.by_id {
+            // Only a time to live that reaches beyond the clock's end keeps its old deadline.
+            lease.deadline = now.checked_add(lease.ttl).unwrap_or(lease.deadline);
+            self.by_deadline.insert((lease.deadline, *id));
+        }
+    }
+
+    /// Ids with times to live, ascending.
+    pub(super) fn ttls(&self) -> Vec<(i64, Duration)> {
+        let mut ttls: Vec<_> = self.by_id.iter().map(|(id, l)| (*id, l.ttl)).collect();
+        ttls.sort_unstable();
+        ttls
     }
 
     pub(super) fn status(&self, id: i64, now: Instant) -> Result<LeaseStatus, Error> {
@@ -96,12 +112,10 @@ impl Leases {
         Some(lease.keys)
     }
 
-    /// A lease that is due, the longest overdue first.
-    pub(super) fn due(&self, now: Instant) -> Option<i64> {
-        self.by_deadline
-            .first()
-            .filter(|(deadline, _)| *deadline <= now)
-            .map(|(_, id)| *id)
+    /// The leases whose time is over, the longest overdue first.
+    pub(super) fn due(&self, now: Instant) -> impl Iterator<Item = i64> {
+        let due = self.by_deadline.range(..=(now, i64::MAX));
+        due.map(|(_, id)| *id)
     }
 
     pub(super) fn ids(&self) -> Vec<i64> {
@@ -120,15 +134,6 @@ impl Leases {
     pub(super) fn detach(&mut self, id: i64, key: &[u8]) {
         if let Some(lease) = self.by_id.get_mut(&id) {
             lease.keys.remove(key);
-        }
-    }
-
-    fn unused_id(&self) -> i64 {
-        loop {
-            let id = rand::random::<i64>() & i64::MAX;
-            if id != 0 && !self.contains(id) {
-                return id;
-            }
         }
     }
 }

@@ -5,9 +5,9 @@
 use std::collections::VecDeque;
 
 use super::{
-    Change, DeleteRequest, DeleteResponse, Error, KeyRange, KeyValue, PutRequest, PutResponse,
-    RangeRecords, RangeRequest, Record, SortTarget, index::Index, lease::Leases, past::Past,
-    record::Fields,
+    Change, Contents, DeleteRequest, DeleteResponse, Error, KeyRange, KeyValue, PutRequest,
+    PutResponse, RangeRecords, RangeRequest, Record, SortTarget, index::Index, lease::Leases,
+    past::Past, record::Fields,
 };
 use crate::limits;
 
@@ -242,6 +242,53 @@ impl State {
         }
         self.compacted = revision;
         self.past.compact(revision);
+    }
+
+    pub(super) fn contents(&self) -> Contents {
+        Contents::new(
+            (self.revision, self.compacted),
+            self.leases.ttls(),
+            self.keys.iter().cloned().collect(),
+            self.history.iter().cloned().collect(),
+        )
+    }
+
+    pub(super) const fn set_history_max(&mut self, history_max: usize) {
+        self.history_max = history_max;
+    }
+
+    /// Puts a key as it is; for a state that is being made.
+    pub(super) fn restore_key(&mut self, record: Record) -> Option<Record> {
+        self.keys_bytes += record.len_bytes();
+        let prev = self.keys.insert(record);
+        self.keys_bytes -= prev.as_ref().map_or(0, Record::len_bytes);
+        prev
+    }
+
+    /// Does a change of the history again; for a state that is being made.
+    pub(super) fn restore_change(&mut self, record: Record) {
+        let prev = if record.is_tombstone() {
+            let prev = self.keys.remove(record.key());
+            self.keys_bytes -= prev.as_ref().map_or(0, Record::len_bytes);
+            prev
+        } else {
+            self.restore_key(record.clone())
+        };
+        let change = Change { record, prev };
+        self.history_bytes += change.len_bytes();
+        self.history.push_back(change);
+    }
+
+    /// Ends the making: binds keys to leases. Fails with a key whose lease does not exist.
+    pub(super) fn restored(&mut self, revision: i64, compacted: i64) -> Result<(), Record> {
+        (self.revision, self.compacted) = (revision, compacted);
+        for record in self.keys.iter().filter(|record| record.lease() != 0) {
+            if !self.leases.contains(record.lease()) {
+                return Err(record.clone());
+            }
+            self.leases.attach(record);
+        }
+        Ok(())
     }
 
     /// All changes from revision `from` on. Looks from the end, where readers are as a rule.

@@ -272,8 +272,9 @@ fn put_options_are_checked() {
     };
     assert_eq!(store.put_with(&keep), Err(Error::KeyNotFound));
     put(&store, "a", "1");
-    let lease = store
-        .lease_grant(9, Duration::from_secs(5), Instant::now())
+    let lease = 9;
+    store
+        .lease_grant(lease, Duration::from_secs(5), Instant::now())
         .unwrap();
     store
         .put_with(&PutRequest {
@@ -446,12 +447,12 @@ fn leases_take_their_keys_along_in_one_revision() {
     let store = store();
     let start = Instant::now();
     let second = Duration::from_secs(1);
-    let id = store.lease_grant(0, second * 10, start).unwrap();
-    assert!(id > 0);
+    let id = 7;
+    store.lease_grant(id, second * 10, start).unwrap();
     let exists = store.lease_grant(id, second, start);
     assert_eq!(exists, Err(Error::LeaseExists { id }));
     assert_eq!(
-        store.lease_grant(0, Duration::MAX, start),
+        store.lease_grant(8, Duration::MAX, start),
         Err(Error::LeaseTtlTooLarge)
     );
     for key in ["a", "b", "c"] {
@@ -485,8 +486,9 @@ fn leases_take_their_keys_along_in_one_revision() {
 #[test]
 fn revoked_leases_delete_their_keys() {
     let store = store();
-    let id = store
-        .lease_grant(3, Duration::from_secs(9), Instant::now())
+    let id = 3;
+    store
+        .lease_grant(id, Duration::from_secs(9), Instant::now())
         .unwrap();
     store.put("a".into(), Bytes::new(), id).unwrap();
     let mut watcher = watch(&store, "", 0).unwrap();

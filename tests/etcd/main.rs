@@ -6,6 +6,7 @@
     reason = "helpers of tests may do both"
 )]
 
+mod durable;
 mod engine;
 mod etcdctl;
 mod mtls;
@@ -89,7 +90,7 @@ impl Face {
         spawn: impl FnOnce(Keyspaces, CancellationToken) -> JoinHandle<Result<(), serve::Error>>,
     ) -> Self {
         let keyspaces = Keyspaces {
-            cluster: store(11),
+            cluster: store(11).into(),
             export,
             cache: store(13),
         };

@@ -81,7 +81,10 @@ async fn ten_reloads_under_a_live_watch_lose_no_event() {
     let mut stream = client.watch("k/", Some(options)).await.unwrap();
     within(stream.message()).await.unwrap();
 
-    let (store, stop) = (face.face.keyspaces.cluster.clone(), cancel.child_token());
+    let (store, stop) = (
+        face.face.keyspaces.cluster.store().clone(),
+        cancel.child_token(),
+    );
     let stopped = stop.clone();
     let writer = tokio::spawn(async move {
         let mut tick = tokio::time::interval(WRITE_EVERY);
@@ -94,7 +97,7 @@ async fn ten_reloads_under_a_live_watch_lose_no_event() {
         written
     });
 
-    let mut at_reload = vec![face.face.keyspaces.cluster.revision()];
+    let mut at_reload = vec![face.face.keyspaces.cluster.store().revision()];
     for reload in 1..=RELOADS {
         let new = own.server();
         if reload == BAD {
@@ -113,7 +116,7 @@ async fn ten_reloads_under_a_live_watch_lose_no_event() {
             mount(dir.path(), reload, &server, &own.pem);
         }
         until_served(&hello, &face, &server).await;
-        at_reload.push(face.face.keyspaces.cluster.revision());
+        at_reload.push(face.face.keyspaces.cluster.store().revision());
     }
     assert_eq!(
         tls.refused(),

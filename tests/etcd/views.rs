@@ -44,7 +44,8 @@ impl World {
         let views = Views::new(&policy, make);
         let face = Face::of(name, views.clone()).await;
         let (policy, receiver) = watch::channel(policy);
-        let (cluster, cancel) = (face.keyspaces.cluster.clone(), CancellationToken::new());
+        let cluster = face.keyspaces.cluster.store().clone();
+        let cancel = CancellationToken::new();
         let (own, token) = (cluster.clone(), cancel.clone());
         let connector = Connector::new(move || {
             Client::in_process(serve::in_process(own.clone(), token.clone()))
