@@ -378,7 +378,8 @@ impl Publisher {
     /// Tells `policy` and `enforcer` once that they know all workloads. One that still waits for
     /// its number would else be taken for gone.
     fn endpoints_synced(&mut self) {
-        if self.source_synced && !self.endpoints_synced && self.pending.is_empty() {
+        let waiting = !self.pending.is_empty() || !self.refused.is_empty();
+        if self.source_synced && !self.endpoints_synced && !waiting {
             self.endpoints_synced = true;
             self.registry
                 .release_unused((self.clock)().unix_timestamp());
@@ -386,9 +387,10 @@ impl Publisher {
         }
     }
 
-    /// There is nothing to do. If the store is in reach, it has everything.
+    /// There is nothing to do. If the store is in reach, it has everything; a workload that can get
+    /// no number holds up no other.
     fn settled(&mut self) {
-        if !self.link.is_up() || !self.endpoints_synced {
+        if !self.link.is_up() || !self.source_synced {
             return;
         }
         if !self.synced.send_replace(true) {

@@ -643,6 +643,37 @@ async fn a_lost_lease_is_replaced_and_what_was_on_it_is_written_again() {
 }
 
 #[tokio::test]
+async fn labels_that_others_numbered_while_our_lease_was_lost_take_that_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Running::start(dir.path(), &store(1), noon).await;
+    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
+    let first = endpoint(&seen[0]).clone();
+    let lease = run.store.get(b"cilium/state/ip/v1/default/10.0.0.1");
+    run.store.lease_revoke(lease.unwrap().lease).unwrap();
+    let theirs = IdentityId(if first.identity.0 == 786_999 {
+        786_998
+    } else {
+        786_999
+    });
+    let text = first.labels.to_string();
+    run.store
+        .put(identity::master_key(theirs).into(), text.into(), 0)
+        .unwrap();
+    let slave = identity::slave_key(&first.labels, "192.0.2.9");
+    run.store
+        .put(slave.into(), theirs.to_string().into(), 0)
+        .unwrap();
+    let seen = run.send([upsert(workload("b", "web", "10.0.0.2"))]).await;
+    let changed = seen.iter().map(endpoint).find(|e| e.id == first.id);
+    assert_eq!(changed.unwrap().identity, theirs);
+    assert_eq!(run.ip("10.0.0.1").unwrap().id, theirs.0);
+    for slave in run.list("cilium/state/identities/v1/value/k8s:app=db;") {
+        assert_eq!(slave.value, theirs.to_string());
+    }
+    run.stop().await;
+}
+
+#[tokio::test]
 async fn a_confirmed_connection_finds_what_others_took_away() {
     let dir = tempfile::tempdir().unwrap();
     let mut run = Running::start(dir.path(), &store(1), noon).await;
