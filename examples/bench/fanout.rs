@@ -30,6 +30,8 @@ const KEYS: u32 = 1_000;
 const VALUE_BYTES: usize = 300;
 /// Handshakes at once.
 const CONNECTING: usize = 8;
+/// Attempts for one connection.
+const HANDSHAKES_MAX: u32 = 5;
 /// How long late events are waited for after the last write.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Width and number of the histogram's steps: 100 µs, 40 s.
@@ -184,6 +186,13 @@ async fn watch(certs: &Path, url: &str) -> Result<Streaming<bytes::Bytes>> {
         create.range_end = tombolo::store::prefix_end(PREFIX.as_bytes()).to_vec();
     }
     let request_union = Some(union);
-    let mut client = Raw::connect(certs, url).await?;
+    // A server that is still busy with the run before may let a handshake time out.
+    let mut tries = 1;
+    let mut client = loop {
+        match Raw::connect(certs, url).await {
+            Err(_) if tries < HANDSHAKES_MAX => tries += 1,
+            connected => break connected?,
+        }
+    };
     client.watch(PbWatchRequest { request_union }).await
 }

@@ -84,9 +84,10 @@ impl RangeAnswer {
         } = self.found;
         let lens = records.iter().map(|r| nested_len(split(r, keys_only)));
         let len = front.len() + lens.sum::<usize>() + back.len();
-        let len = u32::try_from(len).map_err(|_too_long| {
-            Status::resource_exhausted("the answer has more than 4 GiB; use a limit")
-        })?;
+        let Ok(len) = u32::try_from(len) else {
+            let reason = "the answer has more than 4 GiB; use a limit";
+            return Err(Status::resource_exhausted(reason));
+        };
         let mut first = vec![0];
         first.put_u32(len);
         first.put_slice(&front);
