@@ -18,12 +18,16 @@ use etcd_client::proto::{
 use tonic::{Request, Response, Status, body::Body, codegen::http, server::NamedService};
 
 use super::{Face, access::Access, convert, open};
+use crate::{etcd::IN_MEMORY, journal::Writer};
 
 /// The etcd release whose behaviour is served; clients choose features by it.
 const VERSION: &str = "3.5.0";
 
 const ONE_MEMBER: &str = "this store has one fixed member";
-const NO_DISK: &str = crate::etcd::IN_MEMORY;
+const ONE_COPY: &str = "this store has one copy, with nothing to compare it to";
+const NO_DEFRAGMENTATION: &str = "this store gives disk space back by itself";
+const NO_SNAPSHOT: &str = "this store is not bbolt's file; use `tombolo store backup FILE`";
+const NO_DOWNGRADE: &str = "this store has one version; restore a backup into an older agent";
 
 #[tonic::async_trait]
 impl PbClusterService for Face {
@@ -123,25 +127,25 @@ impl PbMaintenanceService for Face {
         &self,
         _: Request<PbDefragmentRequest>,
     ) -> Result<Response<PbDefragmentResponse>, Status> {
-        Err(Status::unimplemented(NO_DISK))
+        Err(Status::unimplemented(NO_DEFRAGMENTATION))
     }
 
     async fn hash(&self, _: Request<PbHashRequest>) -> Result<Response<PbHashResponse>, Status> {
-        Err(Status::unimplemented(NO_DISK))
+        Err(Status::unimplemented(ONE_COPY))
     }
 
     async fn hash_kv(
         &self,
         _: Request<PbHashKvRequest>,
     ) -> Result<Response<PbHashKvResponse>, Status> {
-        Err(Status::unimplemented(NO_DISK))
+        Err(Status::unimplemented(ONE_COPY))
     }
 
     async fn snapshot(
         &self,
         _: Request<PbSnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Status::unimplemented(NO_DISK))
+        Err(Status::unimplemented(NO_SNAPSHOT))
     }
 
     async fn move_leader(
@@ -155,14 +159,14 @@ impl PbMaintenanceService for Face {
         &self,
         _: Request<PbDowngradeRequest>,
     ) -> Result<Response<PbDowngradeResponse>, Status> {
-        Err(Status::unimplemented(NO_DISK))
+        Err(Status::unimplemented(NO_DOWNGRADE))
     }
 }
 
-/// Those who may write must know that what they write does not outlive this process.
+/// Those who may write must know if what they write does not outlive this process.
 fn errors(access: &Access) -> Vec<String> {
-    let lost = access.may_write().then(|| NO_DISK.to_owned());
-    lost.into_iter().collect()
+    let lost = access.may_write() && matches!(access.writer, Writer::Memory(_));
+    lost.then(|| IN_MEMORY.to_owned()).into_iter().collect()
 }
 
 /// Answers all of `etcdserverpb.Auth`: the user is the certificate, there is nothing to manage.
