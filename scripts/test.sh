@@ -8,6 +8,7 @@ source scripts/lib.sh
 
 install_build_tools
 install_run_tools
+install_etcd_3_5
 install_missing clang-format-19=clang-format-19 shellcheck=shellcheck bpftool=bpftool
 if ! command -v cargo-deny >/dev/null; then
     run cargo install cargo-deny --locked

@@ -97,7 +97,11 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let face = serve::Server::new(
         keyspaces.clone(),
         config.cluster_name.clone(),
-        serve::Limits::default(),
+        serve::Limits {
+            request_bytes: config.max_request_bytes,
+            txn_ops: config.max_txn_ops,
+            ..serve::Limits::default()
+        },
     );
     spawn_serve(tasks, listener, &server_tls, &face);
     if let Some(local) = local {

@@ -16,6 +16,7 @@ use std::{
 
 pub use self::args::{Args, SocketArg};
 use crate::{
+    limits,
     socket::PATH_BYTES_MAX,
     types::{ClusterId, ClusterName, MaxClusters},
 };
@@ -57,6 +58,10 @@ pub struct Config {
     pub policy_dir: Option<PathBuf>,
     /// Address of the etcd face.
     pub listen: SocketAddr,
+    /// Longest write request in bytes; at most `limits::REQUEST_BYTES_CEILING`.
+    pub max_request_bytes: usize,
+    /// Most conditions or steps of a transaction; at most `limits::TXN_OPS_CEILING`.
+    pub max_txn_ops: usize,
     /// Address of `/metrics`; `None` if off.
     pub prometheus_serve_addr: Option<SocketAddr>,
     /// Address of `/healthz` and `/readyz`; `None` if off.
@@ -315,6 +320,16 @@ impl Raw {
             listen: self
                 .parse("listen", parse_addr)
                 .unwrap_or_else(|| addr(2379)),
+            max_request_bytes: self
+                .parse("max-request-bytes", |text| {
+                    parse_count(text, limits::REQUEST_BYTES_CEILING)
+                })
+                .unwrap_or(limits::REQUEST_BYTES_MAX),
+            max_txn_ops: self
+                .parse("max-txn-ops", |text| {
+                    parse_count(text, limits::TXN_OPS_CEILING)
+                })
+                .unwrap_or(limits::TXN_OPS_MAX),
             prometheus_serve_addr: self
                 .parse("prometheus-serve-addr", |text| unless_off(text, parse_addr))
                 .unwrap_or_else(|| Some(addr(9962))),
@@ -456,6 +471,11 @@ fn parse_addr(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse()
         .ok()
         .ok_or("is not an address like 10.0.0.1:2379 or :2379")
+}
+
+fn parse_count(text: &str, max: usize) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=max).contains(count));
+    count.ok_or_else(|| format!("must be a number from 1 to {max}"))
 }
 
 fn parse_bool(text: &str) -> Result<bool, &'static str> {

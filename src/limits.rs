@@ -19,6 +19,8 @@ pub const STORE_HISTORY_BYTES_MAX: usize = 256 << 20;
 pub const STORE_PAST_STATES_MAX: usize = 8;
 /// Most conditions or steps of a transaction (etcd's `--max-txn-ops` default).
 pub const TXN_OPS_MAX: usize = 128;
+/// Most that it can be set to; the whole transaction runs while nobody else reads or writes.
+pub const TXN_OPS_CEILING: usize = 10_000;
 /// Deepest transaction within a transaction; the check recurses, so it must end.
 pub const TXN_DEPTH_MAX: usize = 8;
 /// Longest lease (etcd's `MaxLeaseTTL`).
@@ -52,8 +54,13 @@ pub const JOURNAL_FINAL_SNAPSHOT_BYTES_MAX: usize = 256 << 20;
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
 
 // --- serve ---
-/// Longest request message: etcd's 1.5 MiB of payload and 512 KiB for its framing.
-pub const REQUEST_BYTES_MAX: usize = VALUE_BYTES_MAX + (512 << 10);
+/// Longest write request (etcd's `--max-request-bytes` default).
+pub const REQUEST_BYTES_MAX: usize = VALUE_BYTES_MAX;
+/// Most that it can be set to: etcd's own advice, as every watcher gets each value.
+pub const REQUEST_BYTES_CEILING: usize = 10 << 20;
+/// How much longer a message may be than a request, and a watch's message too before it is
+/// fragmented (etcd's `grpcOverheadBytes`).
+pub const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 /// Most connections at once; a mesh of 511 clusters with a few readers each fits.
 pub const CONNECTIONS_MAX: usize = 4_096;
 /// Most connections of one address and of one common name: no single client can take all, and a

@@ -37,6 +37,7 @@ mod lease;
 mod local;
 mod metrics;
 mod pace;
+mod refusal;
 mod watch;
 mod wire;
 
@@ -126,8 +127,10 @@ impl Server {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         E: fmt::Display + Send + 'static,
     {
-        let access =
-            |cn: &str| Access::for_common_name(cn, &self.keyspaces, &self.cluster, cancel.clone());
+        let access = |cn: &str| {
+            let (keyspaces, cluster) = (&self.keyspaces, &self.cluster);
+            Access::for_common_name(cn, keyspaces, cluster, self.limits, cancel.clone())
+        };
         self.serve(&listener, accept, access, &cancel).await
     }
 
@@ -144,7 +147,8 @@ impl Server {
         let accept = |stream| async move {
             Ok::<_, std::convert::Infallible>((stream, local::NAME.to_owned()))
         };
-        let access = |_: &str| Access::full(self.keyspaces.cluster.clone(), cancel.clone());
+        let access =
+            |_: &str| Access::full(self.keyspaces.cluster.clone(), self.limits, cancel.clone());
         self.serve(&listener, accept, access, &cancel).await
     }
 
@@ -168,7 +172,7 @@ impl Server {
             .http2_keepalive_interval(Some(limits::CONNECTION_PING_INTERVAL))
             .http2_keepalive_timeout(Some(limits::CONNECTION_PING_TIMEOUT))
             .layer(GuardLayer)
-            .add_routes(routes(self.limits.request_bytes))
+            .add_routes(routes(self.limits.message_bytes()))
             .serve_with_incoming_shutdown(
                 ReceiverStream::new(incoming).map(Ok::<_, io::Error>),
                 cancel.clone().cancelled_owned(),
@@ -193,8 +197,9 @@ impl Server {
 /// calls, no socket and no task is involved. Streams end when `cancel` fires.
 #[must_use]
 pub fn in_process(writer: impl Into<Writer>, cancel: CancellationToken) -> etcd_client::Channel {
-    let access = Access::full(writer.into(), cancel);
-    let service = routes(limits::REQUEST_BYTES_MAX)
+    let limits = Limits::default();
+    let access = Access::full(writer.into(), limits, cancel);
+    let service = routes(limits.message_bytes())
         .map_request(move |mut request: http::Request<Body>| {
             request.extensions_mut().insert(access.clone());
             request

@@ -17,14 +17,16 @@ pub use self::{
     snapshot::{Builder, Contents, Inconsistent},
     types::{
         Change, Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, KeyRange,
-        KeyValue, PutRequest, PutResponse, RangeRecords, RangeRequest, RangeResponse, SortTarget,
-        Txn, TxnOp, TxnOpResponse, TxnResponse, prefix_end,
+        KeyValue, PutRequest, PutResponse, RangeRecords, RangeRequest, RangeResponse, SortOrder,
+        SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse, prefix_end,
     },
     watch::{Position, WatchBatch, WatchChanges, WatchError, WatchRequest, Watcher},
 };
 
 mod index;
 mod lease;
+#[cfg(test)]
+mod model;
 mod past;
 #[cfg(test)]
 mod proptests;
@@ -99,9 +101,9 @@ pub enum Error {
     /// A lease together with `ignore_lease`.
     #[error("put a lease while keeping the present one")]
     LeaseProvided,
-    /// More than `limits::TXN_OPS_MAX` conditions or steps, or too deep.
-    #[error("run a transaction with too many operations")]
-    TooManyOps,
+    /// Transactions within transactions, deeper than `limits::TXN_DEPTH_MAX`.
+    #[error("run a transaction with too many others inside it")]
+    TooDeep,
     /// A transaction writes a key twice.
     #[error("run a transaction that writes a key twice")]
     DuplicateKey,
@@ -161,7 +163,7 @@ impl Store {
     /// The oldest revision that can be read or watched from; 0 while all can.
     #[must_use]
     pub fn compact_revision(&self) -> i64 {
-        self.shared.read().compacted
+        self.shared.read().compacted.max(0)
     }
 
     /// How many keys there are.
@@ -278,9 +280,9 @@ impl Store {
     /// Runs a transaction; all its writes share one revision.
     ///
     /// # Errors
-    /// `TooManyOps`, `DuplicateKey`, and what its steps yield; then none of them took effect.
+    /// `TooDeep`, `DuplicateKey`, and what its steps yield; then none of them took effect.
     pub fn txn(&self, txn: &Txn) -> Result<TxnResponse, Error> {
-        txn::check_shape(txn)?;
+        txn.check()?;
         self.write(|state| txn::run(state, txn))
     }
 
@@ -308,7 +310,8 @@ impl Store {
                 });
             }
             if request.start_revision > 0 {
-                request.start_revision
+                // Nothing happened before revision 2, and a watcher passes over changes only.
+                request.start_revision.max(2)
             } else {
                 state.revision + 1
             }
@@ -348,7 +351,7 @@ impl Store {
         self.shared.read().leases.status(id, now)
     }
 
-    /// All leases, ascending.
+    /// All leases, the one with the least time left first.
     #[must_use]
     pub fn leases(&self) -> Vec<i64> {
         self.shared.read().leases.ids()

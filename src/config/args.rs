@@ -59,6 +59,12 @@ pub struct Args {
     /// Address of the etcd face that peers dial; ':PORT' is all IPv4 addresses [default: :2379].
     #[arg(long, value_name = "ADDR", env = "TOMBOLO_LISTEN")]
     pub listen: Option<String>,
+    /// Longest write request of the etcd face, in bytes [default: 1572864].
+    #[arg(long, value_name = "BYTES", env = "TOMBOLO_MAX_REQUEST_BYTES")]
+    pub max_request_bytes: Option<String>,
+    /// Most conditions or steps of a transaction [default: 128].
+    #[arg(long, value_name = "COUNT", env = "TOMBOLO_MAX_TXN_OPS")]
+    pub max_txn_ops: Option<String>,
     /// Address for /metrics, or 'off' [default: :9962].
     #[arg(long, value_name = "ADDR", env = "TOMBOLO_PROMETHEUS_SERVE_ADDR")]
     pub prometheus_serve_addr: Option<String>,
@@ -126,7 +132,7 @@ impl Args {
     pub(super) fn given<'a>(
         &'a self,
         socket: &'a SocketArg,
-    ) -> [(&'static str, &'a Option<String>); 26] {
+    ) -> [(&'static str, &'a Option<String>); 28] {
         [
             ("cluster-name", &self.cluster_name),
             ("cluster-id", &self.cluster_id),
@@ -141,6 +147,8 @@ impl Args {
             ("manifests-dir", &self.manifests_dir),
             ("policy-dir", &self.policy_dir),
             ("listen", &self.listen),
+            ("max-request-bytes", &self.max_request_bytes),
+            ("max-txn-ops", &self.max_txn_ops),
             ("prometheus-serve-addr", &self.prometheus_serve_addr),
             ("health-port", &self.health_port),
             ("tls-cert-file", &self.tls_cert_file),

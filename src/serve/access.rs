@@ -2,7 +2,7 @@
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::Keyspaces;
+use super::{Keyspaces, Limits, refusal};
 use crate::{
     journal::Writer,
     publish::View,
@@ -20,6 +20,7 @@ pub(super) struct Access {
     pub(super) cancel: CancellationToken,
     /// The connection ends when it fires: the store is not this client's any more.
     pub(super) ended: CancellationToken,
+    pub(super) limits: Limits,
     grants: Grants,
 }
 
@@ -31,12 +32,13 @@ enum Grants {
 
 impl Access {
     /// Everything; for the own process.
-    pub(super) fn full(writer: Writer, cancel: CancellationToken) -> Self {
+    pub(super) fn full(writer: Writer, limits: Limits, cancel: CancellationToken) -> Self {
         Self {
             store: writer.store().clone(),
             writer,
             cancel,
             ended: CancellationToken::new(),
+            limits,
             grants: Grants::All,
         }
     }
@@ -46,6 +48,7 @@ impl Access {
         cn: &str,
         keyspaces: &Keyspaces,
         cluster: &ClusterName,
+        limits: Limits,
         cancel: CancellationToken,
     ) -> Self {
         let is_own = |role: &str| cn.strip_prefix(role) == Some(cluster.as_str());
@@ -61,7 +64,7 @@ impl Access {
             return Self {
                 ended,
                 grants: Grants::Read(ranges.into()),
-                ..Self::full(store.into(), cancel)
+                ..Self::full(store.into(), limits, cancel)
             };
         }
         let (writer, grants) = if is_own("admin-") {
@@ -80,7 +83,7 @@ impl Access {
         };
         Self {
             grants,
-            ..Self::full(writer, cancel)
+            ..Self::full(writer, limits, cancel)
         }
     }
 
@@ -125,6 +128,14 @@ impl Access {
         } else {
             Err(permission_denied())
         }
+    }
+
+    /// Refuses writes whose message is too long.
+    pub(super) fn check_bytes(&self, message: &impl prost::Message) -> Result<(), Status> {
+        if message.encoded_len() > self.limits.request_bytes {
+            return Err(refusal::too_large(&self.limits));
+        }
+        Ok(())
     }
 
     /// Conditions and all steps, whichever branch would run.
@@ -175,7 +186,7 @@ mod tests {
         let cluster = "west".parse().unwrap();
         let cancel = CancellationToken::new();
         (
-            Access::for_common_name(cn, &keyspaces, &cluster, cancel),
+            Access::for_common_name(cn, &keyspaces, &cluster, Limits::default(), cancel),
             keyspaces,
         )
     }

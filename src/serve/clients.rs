@@ -21,8 +21,19 @@ pub struct Limits {
     pub streams_per_connection: usize,
     /// Calls of one common name in work at once.
     pub requests_per_client: usize,
-    /// Bytes of one request message.
+    /// Bytes of one write request, as etcd's `--max-request-bytes`; its message may be
+    /// `limits::MESSAGE_OVERHEAD_BYTES` longer.
     pub request_bytes: usize,
+    /// Conditions or steps of one transaction, as etcd's `--max-txn-ops`.
+    pub txn_ops: usize,
+}
+
+impl Limits {
+    /// Bytes of one message, either way.
+    pub(super) const fn message_bytes(&self) -> usize {
+        self.request_bytes
+            .saturating_add(crate::limits::MESSAGE_OVERHEAD_BYTES)
+    }
 }
 
 impl Default for Limits {
@@ -34,6 +45,7 @@ impl Default for Limits {
             streams_per_connection: limits::STREAMS_PER_CONNECTION_MAX,
             requests_per_client: limits::REQUESTS_PER_CLIENT_MAX,
             request_bytes: limits::REQUEST_BYTES_MAX,
+            txn_ops: limits::TXN_OPS_MAX,
         }
     }
 }

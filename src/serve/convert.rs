@@ -7,12 +7,13 @@ use etcd_client::proto::{
 };
 use tonic::Status;
 
+use super::{Limits, refusal};
 use crate::{
     journal,
     store::{
         Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Error, KeyRange,
-        KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, SortTarget, Store, Txn,
-        TxnOp, TxnOpResponse, TxnResponse,
+        KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, SortOrder, SortTarget,
+        Store, Txn, TxnOp, TxnOpResponse, TxnResponse,
     },
 };
 
@@ -41,7 +42,7 @@ pub(super) fn status(error: &Error) -> Status {
         Error::KeyNotFound => Status::invalid_argument("etcdserver: key not found"),
         Error::ValueProvided => Status::invalid_argument("etcdserver: value is provided"),
         Error::LeaseProvided => Status::invalid_argument("etcdserver: lease is provided"),
-        Error::TooManyOps => {
+        Error::TooDeep => {
             Status::invalid_argument("etcdserver: too many operations in txn request")
         }
         Error::DuplicateKey => {
@@ -81,11 +82,10 @@ pub(super) fn key_range(key: Vec<u8>, range_end: Vec<u8>) -> KeyRange {
     }
 }
 
+/// Checks what etcd checks before it looks at any key.
 pub(super) fn range_request(pb: PbRangeRequest) -> Result<RangeRequest, Status> {
+    has_key(&pb.key)?;
     let invalid = || Status::invalid_argument("etcdserver: invalid sort option");
-    if !(0..=2).contains(&pb.sort_order) {
-        return Err(invalid());
-    }
     Ok(RangeRequest {
         range: key_range(pb.key, pb.range_end),
         limit: pb.limit,
@@ -98,7 +98,12 @@ pub(super) fn range_request(pb: PbRangeRequest) -> Result<RangeRequest, Status> 
             4 => SortTarget::Value,
             _ => return Err(invalid()),
         },
-        descending: pb.sort_order == 2,
+        order: match pb.sort_order {
+            0 => SortOrder::None,
+            1 => SortOrder::Ascend,
+            2 => SortOrder::Descend,
+            _ => return Err(invalid()),
+        },
         keys_only: pb.keys_only,
         count_only: pb.count_only,
         min_mod_revision: pb.min_mod_revision,
@@ -117,15 +122,23 @@ pub(super) fn range_response(store: &Store, response: RangeResponse) -> PbRangeR
     }
 }
 
-pub(super) fn put_request(pb: PbPutRequest) -> PutRequest {
-    PutRequest {
+/// See `range_request`.
+pub(super) fn put_request(pb: PbPutRequest) -> Result<PutRequest, Status> {
+    has_key(&pb.key)?;
+    if pb.ignore_value && !pb.value.is_empty() {
+        return Err(status(&Error::ValueProvided));
+    }
+    if pb.ignore_lease && pb.lease != 0 {
+        return Err(status(&Error::LeaseProvided));
+    }
+    Ok(PutRequest {
         key: pb.key.into(),
         value: pb.value.into(),
         lease: pb.lease,
         prev_kv: pb.prev_kv,
         ignore_value: pb.ignore_value,
         ignore_lease: pb.ignore_lease,
-    }
+    })
 }
 
 pub(super) fn put_response(store: &Store, response: &PutResponse) -> PbPutResponse {
@@ -135,11 +148,20 @@ pub(super) fn put_response(store: &Store, response: &PutResponse) -> PbPutRespon
     }
 }
 
-pub(super) fn delete_request(pb: PbDeleteRequest) -> DeleteRequest {
-    DeleteRequest {
+/// See `range_request`.
+pub(super) fn delete_request(pb: PbDeleteRequest) -> Result<DeleteRequest, Status> {
+    has_key(&pb.key)?;
+    Ok(DeleteRequest {
         range: key_range(pb.key, pb.range_end),
         prev_kv: pb.prev_kv,
+    })
+}
+
+fn has_key(key: &[u8]) -> Result<(), Status> {
+    if key.is_empty() {
+        return Err(status(&Error::EmptyKey));
     }
+    Ok(())
 }
 
 pub(super) fn delete_response(store: &Store, response: &DeleteResponse) -> PbDeleteResponse {
@@ -150,52 +172,87 @@ pub(super) fn delete_response(store: &Store, response: &DeleteResponse) -> PbDel
     }
 }
 
-pub(super) fn txn_request(pb: PbTxnRequest) -> Result<Txn, Status> {
-    let ops = |ops: Vec<PbTxnRequestOp>| ops.into_iter().map(txn_op).collect::<Result<_, _>>();
+/// See `range_request`; both branches are checked. As in etcd, a transaction inside another may
+/// have as many operations as that one left of the limit.
+pub(super) fn txn_request(pb: PbTxnRequest, limits: &Limits) -> Result<Txn, Status> {
+    txn_within(pb, limits.txn_ops, limits)
+}
+
+fn txn_within(pb: PbTxnRequest, left: usize, limits: &Limits) -> Result<Txn, Status> {
+    let ops = pb.compare.len().max(pb.success.len()).max(pb.failure.len());
+    let Some(left) = left.checked_sub(ops) else {
+        return Err(refusal::too_many_ops(limits));
+    };
+    let compare = pb.compare.into_iter().map(compare);
+    let compare = compare.collect::<Result<_, _>>()?;
+    let steps = |ops: Vec<PbTxnRequestOp>| {
+        let steps = ops.into_iter().map(|op| txn_op(op, left, limits));
+        steps.collect::<Result<_, _>>()
+    };
     Ok(Txn {
-        compare: pb
-            .compare
-            .into_iter()
-            .map(compare)
-            .collect::<Result<_, _>>()?,
-        success: ops(pb.success)?,
-        failure: ops(pb.failure)?,
+        compare,
+        success: steps(pb.success)?,
+        failure: steps(pb.failure)?,
     })
 }
 
 pub(super) fn txn_response(store: &Store, response: TxnResponse) -> PbTxnResponse {
-    let op = |response| {
+    PbTxnResponse {
+        header: header(store, response.revision),
+        succeeded: response.succeeded,
+        responses: step_responses(store, response.responses),
+    }
+}
+
+/// As etcd's, the headers within a transaction say nothing but the revision; that of a transaction
+/// not even this.
+fn step_responses(store: &Store, responses: Vec<TxnOpResponse>) -> Vec<PbResponseOp> {
+    let bare = |revision| {
+        Some(PbResponseHeader {
+            revision,
+            ..PbResponseHeader::default()
+        })
+    };
+    let step = |response| {
         let response = match response {
-            TxnOpResponse::Range(r) => PbTxnOpResponse::ResponseRange(range_response(store, r)),
-            TxnOpResponse::Put(r) => PbTxnOpResponse::ResponsePut(put_response(store, &r)),
-            TxnOpResponse::Delete(r) => {
-                PbTxnOpResponse::ResponseDeleteRange(delete_response(store, &r))
-            }
-            TxnOpResponse::Txn(r) => PbTxnOpResponse::ResponseTxn(txn_response(store, r)),
+            TxnOpResponse::Range(r) => PbTxnOpResponse::ResponseRange(PbRangeResponse {
+                header: bare(r.revision),
+                ..range_response(store, r)
+            }),
+            TxnOpResponse::Put(r) => PbTxnOpResponse::ResponsePut(PbPutResponse {
+                header: bare(r.revision),
+                ..put_response(store, &r)
+            }),
+            TxnOpResponse::Delete(r) => PbTxnOpResponse::ResponseDeleteRange(PbDeleteResponse {
+                header: bare(r.revision),
+                ..delete_response(store, &r)
+            }),
+            TxnOpResponse::Txn(r) => PbTxnOpResponse::ResponseTxn(PbTxnResponse {
+                header: bare(0),
+                succeeded: r.succeeded,
+                responses: step_responses(store, r.responses),
+            }),
         };
         PbResponseOp {
             response: Some(response),
         }
     };
-    PbTxnResponse {
-        header: header(store, response.revision),
-        succeeded: response.succeeded,
-        responses: response.responses.into_iter().map(op).collect(),
-    }
+    responses.into_iter().map(step).collect()
 }
 
-fn txn_op(pb: PbTxnRequestOp) -> Result<TxnOp, Status> {
+fn txn_op(pb: PbTxnRequestOp, left: usize, limits: &Limits) -> Result<TxnOp, Status> {
     Ok(match pb.request {
         Some(PbTxnOpRequest::RequestRange(r)) => TxnOp::Range(range_request(r)?),
-        Some(PbTxnOpRequest::RequestPut(r)) => TxnOp::Put(put_request(r)),
-        Some(PbTxnOpRequest::RequestDeleteRange(r)) => TxnOp::Delete(delete_request(r)),
-        Some(PbTxnOpRequest::RequestTxn(r)) => TxnOp::Txn(txn_request(r)?),
+        Some(PbTxnOpRequest::RequestPut(r)) => TxnOp::Put(put_request(r)?),
+        Some(PbTxnOpRequest::RequestDeleteRange(r)) => TxnOp::Delete(delete_request(r)?),
+        Some(PbTxnOpRequest::RequestTxn(r)) => TxnOp::Txn(txn_within(r, left, limits)?),
         // Etcd answers this to steps without a body, too.
         None => return Err(Status::invalid_argument("etcdserver: key not found")),
     })
 }
 
 fn compare(pb: PbCompare) -> Result<Compare, Status> {
+    has_key(&pb.key)?;
     let invalid = || Status::invalid_argument("etcdserver: invalid comparison");
     let op = match pb.result {
         0 => CompareOp::Equal,

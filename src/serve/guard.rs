@@ -15,6 +15,7 @@ use super::{
     access::{self, Access},
     clients::{Held, Limits, Quota},
     metrics::{Limit, Metrics},
+    refusal,
 };
 
 /// What is known of a connection; travels with each of its calls.
@@ -73,7 +74,7 @@ impl CallerShared {
         if status.code() != Code::OutOfRange {
             return None;
         }
-        let max = self.limits.request_bytes;
+        let max = self.limits.message_bytes();
         self.metrics.limit_hit(Limit::RequestBytes, max, &self.name);
         let found: String = found.chars().take_while(char::is_ascii_digit).collect();
         Some(Status::resource_exhausted(format!(
@@ -130,6 +131,9 @@ where
             drop(working);
             if let Some(status) = shared.too_long(&response) {
                 return Ok(status.into_http());
+            }
+            if refusal::is_unserved(&response) {
+                return Ok(refusal::unserved().into_http());
             }
             // The stream counts as open until its body is sent or dropped.
             Ok(response.map(|body| {

@@ -12,6 +12,7 @@ use super::{
     open,
     wire::RangeAnswer,
 };
+use crate::store::TxnOp;
 
 /// `Range`, which `wire` serves.
 pub(super) fn range(request: Request<PbRangeRequest>) -> Result<RangeAnswer, Status> {
@@ -44,7 +45,9 @@ impl PbKvService for Face {
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
         let (access, pb) = open(request)?;
         access.check_write()?;
-        let request = convert::put_request(pb);
+        let size = access.check_bytes(&pb);
+        let request = convert::put_request(pb)?;
+        size?;
         let put = access.writer.put(request).await;
         let response = put.map_err(|e| write_status(&e))?;
         Ok(Response::new(convert::put_response(
@@ -59,7 +62,9 @@ impl PbKvService for Face {
     ) -> Result<Response<PbDeleteResponse>, Status> {
         let (access, pb) = open(request)?;
         access.check_write()?;
-        let request = convert::delete_request(pb);
+        let size = access.check_bytes(&pb);
+        let request = convert::delete_request(pb)?;
+        size?;
         let delete = access.writer.delete(request).await;
         let response = delete.map_err(|e| write_status(&e))?;
         Ok(Response::new(convert::delete_response(
@@ -70,8 +75,15 @@ impl PbKvService for Face {
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
         let (access, pb) = open(request)?;
-        let txn = convert::txn_request(pb)?;
+        let size = access.check_bytes(&pb);
+        let txn = convert::txn_request(pb, &access.limits)?;
         access.check_txn(&txn)?;
+        // Etcd limits what goes through its log, and mere reads do not.
+        let mut steps = txn.success.iter().chain(&txn.failure);
+        if size.is_err() && !steps.all(|op| matches!(op, TxnOp::Range(_))) {
+            txn.check().map_err(|e| status(&e))?;
+            size?;
+        }
         let response = access.writer.txn(txn).await.map_err(|e| write_status(&e))?;
         Ok(Response::new(convert::txn_response(
             &access.store,

@@ -3,7 +3,7 @@
 //! client that does not read falls behind the store's history and is told that it is compacted.
 //! After a message a watch waits as `pace` says, so that under load messages get fuller, not more.
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -13,6 +13,7 @@ use futures::{
     future::{AbortHandle, Abortable, BoxFuture, FutureExt},
     stream::{self, BoxStream, FuturesUnordered},
 };
+use prost::Message as _;
 use tokio::{
     sync::Notify,
     time::{Duration, Instant, Interval, MissedTickBehavior, interval_at, sleep},
@@ -58,6 +59,9 @@ struct Session {
     stopped: BoxFuture<'static, ()>,
     incoming: Streaming<PbWatchRequest>,
     watches: HashMap<i64, Watch>,
+    /// Ids of watches that ended because they were compacted: as in etcd they are taken until the
+    /// client cancels them. At most `WATCHES_PER_STREAM_MAX`, then the lowest is free again.
+    compacted: BTreeSet<i64>,
     receiving: FuturesUnordered<Abortable<BoxFuture<'static, Received>>>,
     /// Answers not pulled yet: those to one request, or one batch.
     answers: VecDeque<Result<WatchAnswer, Status>>,
@@ -86,6 +90,7 @@ impl Session {
             access,
             incoming,
             watches: HashMap::new(),
+            compacted: BTreeSet::new(),
             receiving: FuturesUnordered::new(),
             answers: VecDeque::new(),
             pace,
@@ -181,7 +186,9 @@ impl Session {
             Some(DENIED)
         } else if self.watches.len() >= limits::WATCHES_PER_STREAM_MAX {
             Some("etcdserver: too many watches on one stream")
-        } else if id != 0 && self.watches.contains_key(&id) {
+        } else if request.range.is_empty() {
+            Some("mvcc: watcher range is empty")
+        } else if id != 0 && self.is_taken(id) {
             Some("mvcc: duplicate watch ID provided on the WatchStream")
         } else {
             None
@@ -267,8 +274,11 @@ impl Session {
     }
 
     fn cancel(&mut self, id: i64) {
-        if let Some(watch) = self.watches.remove(&id) {
+        let watch = self.watches.remove(&id);
+        if let Some(watch) = &watch {
             watch.abort.abort();
+        }
+        if watch.is_some() || self.compacted.remove(&id) {
             let answer = self.answer(id, self.access.store.revision());
             self.push(PbWatchResponse {
                 canceled: true,
@@ -295,30 +305,46 @@ impl Session {
         }
     }
 
-    /// Splits a batch into messages that a client with etcd's request limit accepts.
+    /// Splits a batch into messages that a client with etcd's limit accepts; each has at least one
+    /// event, and they are cut where etcd cuts them.
     fn push_fragments(&mut self, head: &PbWatchResponse, batch: Vec<Change>) {
+        let limit = self.access.limits.message_bytes();
+        let last = head.clone();
+        let head = PbWatchResponse {
+            fragment: true,
+            ..head.clone()
+        };
+        let (whole_bytes, empty_bytes) = (last.encoded_len(), head.encoded_len());
         let mut changes: Vec<Change> = Vec::new();
-        let mut bytes = 0;
-        for change in batch {
-            let len = event_len(&change);
-            if !changes.is_empty() && bytes + len > limits::VALUE_BYTES_MAX {
-                let head = PbWatchResponse {
-                    fragment: true,
-                    ..head.clone()
-                };
-                let changes = std::mem::take(&mut changes);
-                self.answers.push_back(Ok(WatchAnswer { head, changes }));
-                bytes = 0;
+        if whole_bytes + batch.iter().map(event_len).sum::<usize>() < limit {
+            changes = batch;
+        } else {
+            let mut bytes = empty_bytes;
+            for change in batch {
+                let len = event_len(&change);
+                if !changes.is_empty() && bytes + len >= limit {
+                    let (head, changes) = (head.clone(), std::mem::take(&mut changes));
+                    self.answers.push_back(Ok(WatchAnswer { head, changes }));
+                    bytes = empty_bytes;
+                }
+                bytes += len;
+                changes.push(change);
             }
-            bytes += len;
-            changes.push(change);
         }
-        let head = head.clone();
-        self.answers.push_back(Ok(WatchAnswer { head, changes }));
+        let answer = WatchAnswer {
+            head: last,
+            changes,
+        };
+        self.answers.push_back(Ok(answer));
     }
 
+    /// As etcd's, the header has no revision: this is not a place to go on from.
     fn push_compacted(&mut self, id: i64, compact_revision: i64) {
-        let answer = self.answer(id, self.access.store.revision());
+        self.compacted.insert(id);
+        if self.compacted.len() > limits::WATCHES_PER_STREAM_MAX {
+            self.compacted.pop_first();
+        }
+        let answer = self.answer(id, 0);
         self.push(PbWatchResponse {
             canceled: true,
             compact_revision,
@@ -341,8 +367,12 @@ impl Session {
         }
     }
 
+    fn is_taken(&self, id: i64) -> bool {
+        self.watches.contains_key(&id) || self.compacted.contains(&id)
+    }
+
     fn unused_id(&mut self) -> i64 {
-        while self.watches.contains_key(&self.next_id) {
+        while self.is_taken(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;

@@ -119,9 +119,7 @@ impl Leases {
     }
 
     pub(super) fn ids(&self) -> Vec<i64> {
-        let mut ids: Vec<i64> = self.by_id.keys().copied().collect();
-        ids.sort_unstable();
-        ids
+        self.by_deadline.iter().map(|(_, id)| *id).collect()
     }
 
     /// Notes a new version of a key with a lease. Lease 0 is none and has no keys.

@@ -6,14 +6,15 @@ use std::collections::VecDeque;
 
 use super::{
     Change, Contents, DeleteRequest, DeleteResponse, Error, KeyRange, KeyValue, PutRequest,
-    PutResponse, RangeRecords, RangeRequest, Record, SortTarget, index::Index, lease::Leases,
-    past::Past, record::Fields,
+    PutResponse, RangeRecords, RangeRequest, Record, SortOrder, SortTarget, index::Index,
+    lease::Leases, past::Past, record::Fields,
 };
 use crate::limits;
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) revision: i64,
+    /// The oldest revision that is kept; -1 while nothing was compacted.
     pub(super) compacted: i64,
     pub(super) leases: Leases,
     keys: Index,
@@ -30,7 +31,7 @@ impl State {
     pub(super) fn new(history_max: usize) -> Self {
         Self {
             revision: 1,
-            compacted: 0,
+            compacted: -1,
             leases: Leases::default(),
             keys: Index::default(),
             keys_bytes: 0,
@@ -110,11 +111,16 @@ impl State {
         if request.ignore_lease && request.lease != 0 {
             return Err(Error::LeaseProvided);
         }
-        if (request.ignore_value || request.ignore_lease) && self.get(&request.key).is_none() {
-            return Err(Error::KeyNotFound);
-        }
         if request.lease != 0 && !self.leases.contains(request.lease) {
             return Err(Error::LeaseNotFound { id: request.lease });
+        }
+        self.check_kept(request)
+    }
+
+    /// Whether what the put keeps exists.
+    pub(super) fn check_kept(&self, request: &PutRequest) -> Result<(), Error> {
+        if (request.ignore_value || request.ignore_lease) && self.get(&request.key).is_none() {
+            return Err(Error::KeyNotFound);
         }
         Ok(())
     }
@@ -178,9 +184,20 @@ impl State {
         };
         self.keys_bytes -= prev.len_bytes();
         self.leases.detach(prev.lease(), key);
+        let revision = self.revision + 1;
+        let before = if prev.mod_revision() == revision {
+            // Put by the same transaction: as in etcd, events tell what was there before all of it.
+            let first = self
+                .pending
+                .iter()
+                .find(|change| change.record.key() == key);
+            first.and_then(|change| change.prev.clone())
+        } else {
+            Some(prev)
+        };
         self.pending.push(Change {
-            record: Record::tombstone(key, self.revision + 1),
-            prev: Some(prev),
+            record: Record::tombstone(key, revision),
+            prev: before,
         });
     }
 
@@ -329,31 +346,34 @@ fn select(request: &RangeRequest, revision: i64, keys: &Index) -> RangeRecords {
         .ok()
         .filter(|limit| *limit > 0)
         .unwrap_or(usize::MAX);
-    let in_order = request.sort == SortTarget::Key && !request.descending;
     let mut chosen: Vec<&Record> = Vec::new();
-    if in_order && !request.is_filtered() {
-        chosen.extend(keys.range(&request.range).take(limit));
-        found.more = count > chosen.len();
+    if request.order == SortOrder::None && !request.is_filtered() {
+        // By etcd's rule one more than the limit takes part in a sort by another target.
+        chosen.extend(keys.range(&request.range).take(limit.saturating_add(1)));
     } else {
         let passing = |record: &&Record| request.passes(&record.fields());
         chosen.extend(keys.range(&request.range).filter(passing));
-        sort(&mut chosen, request);
-        found.more = chosen.len() > limit;
-        chosen.truncate(limit);
     }
+    sort(&mut chosen, request);
+    found.more = chosen.len() > limit;
+    chosen.truncate(limit);
     found.records = chosen.into_iter().cloned().collect();
     found
 }
 
+/// Equals stay in the order of their keys, whichever way the rest is sorted.
 fn sort(records: &mut [&Record], request: &RangeRequest) {
-    match request.sort {
-        SortTarget::Key => {}
-        SortTarget::Version => records.sort_by_key(|record| record.fields().version),
-        SortTarget::Create => records.sort_by_key(|record| record.fields().create_revision),
-        SortTarget::Mod => records.sort_by_key(|record| record.mod_revision()),
-        SortTarget::Value => records.sort_by_key(|record| record.value()),
-    }
-    if request.descending {
-        records.reverse();
+    let ordering = |a: &&Record, b: &&Record| match request.sort {
+        SortTarget::Key => a.key().cmp(b.key()),
+        SortTarget::Version => a.fields().version.cmp(&b.fields().version),
+        SortTarget::Create => a.fields().create_revision.cmp(&b.fields().create_revision),
+        SortTarget::Mod => a.mod_revision().cmp(&b.mod_revision()),
+        SortTarget::Value => a.value().cmp(b.value()),
+    };
+    match request.order {
+        SortOrder::Descend => records.sort_by(|a, b| ordering(b, a)),
+        // By key they are sorted already.
+        _ if request.sort == SortTarget::Key => {}
+        SortOrder::None | SortOrder::Ascend => records.sort_by(ordering),
     }
 }

@@ -9,30 +9,33 @@ use super::{
 };
 use crate::limits;
 
-/// Refuses malformed transactions; needs no state.
-pub(super) fn check_shape(txn: &Txn) -> Result<(), Error> {
-    check_depth(txn, 0)?;
-    check_keys(&txn.success)?;
-    check_keys(&txn.failure)?;
-    Ok(())
+impl Txn {
+    /// Refuses what no state of the store would accept; `Store::txn` does so as well.
+    ///
+    /// # Errors
+    /// `EmptyKey`, `TooDeep`, `DuplicateKey`.
+    pub fn check(&self) -> Result<(), Error> {
+        check_depth(self, 0)?;
+        check_keys(&self.success)?;
+        check_keys(&self.failure)?;
+        Ok(())
+    }
 }
 
 /// Runs a transaction into the open revision; the caller commits.
 pub(super) fn run(state: &mut State, txn: &Txn) -> Result<TxnResponse, Error> {
     let mut path = Vec::new();
     decide(state, txn, &mut path);
-    check(state, txn, &mut path.iter().copied())?;
+    let mut puts = |op: &TxnOp| check_put(state, op);
+    check(txn, &mut path.iter().copied(), &mut puts)?;
+    let mut ranges = |op: &TxnOp| check_range(state, op);
+    check(txn, &mut path.iter().copied(), &mut ranges)?;
     apply(state, txn, &mut path.into_iter())
 }
 
 fn check_depth(txn: &Txn, depth: usize) -> Result<(), Error> {
-    let widest = txn
-        .compare
-        .len()
-        .max(txn.success.len())
-        .max(txn.failure.len());
-    if widest > limits::TXN_OPS_MAX || depth > limits::TXN_DEPTH_MAX {
-        return Err(Error::TooManyOps);
+    if depth > limits::TXN_DEPTH_MAX {
+        return Err(Error::TooDeep);
     }
     if txn
         .compare
@@ -71,7 +74,10 @@ impl<'a> Writes<'a> {
 fn check_keys(ops: &[TxnOp]) -> Result<Writes<'_>, Error> {
     let mut writes = Writes::default();
     for op in ops {
-        if let TxnOp::Delete(request) = op {
+        // Etcd overlooks deletions that go on to the last key; then the later step counts.
+        if let TxnOp::Delete(request) = op
+            && !request.range.is_from_key()
+        {
             writes.deletes.push(&request.range);
         }
     }
@@ -113,16 +119,40 @@ fn decide(state: &State, txn: &Txn, path: &mut Vec<bool>) {
     }
 }
 
-fn check(state: &State, txn: &Txn, path: &mut impl Iterator<Item = bool>) -> Result<(), Error> {
+/// Runs one check over all steps that would be taken. All puts are checked before any read, so
+/// that of several mistakes the same is reported as by etcd.
+fn check(
+    txn: &Txn,
+    path: &mut impl Iterator<Item = bool>,
+    one: &mut impl FnMut(&TxnOp) -> Result<(), Error>,
+) -> Result<(), Error> {
     for op in branch(txn, path.next().unwrap_or(false)) {
         match op {
-            TxnOp::Range(request) => state.check_revision(request.revision)?,
-            TxnOp::Put(request) => state.check_put(request)?,
-            TxnOp::Delete(_) => {}
-            TxnOp::Txn(inner) => check(state, inner, path)?,
+            TxnOp::Txn(inner) => check(inner, path, one)?,
+            op => one(op)?,
         }
     }
     Ok(())
+}
+
+fn check_put(state: &State, op: &TxnOp) -> Result<(), Error> {
+    let TxnOp::Put(request) = op else {
+        return Ok(());
+    };
+    state.check_kept(request)?;
+    state.check_put(request)
+}
+
+fn check_range(state: &State, op: &TxnOp) -> Result<(), Error> {
+    match op {
+        TxnOp::Range(request) if request.revision < 0 && request.revision < state.compacted => {
+            Err(Error::Compacted {
+                compact_revision: state.compacted,
+            })
+        }
+        TxnOp::Range(request) => state.check_revision(request.revision),
+        _ => Ok(()),
+    }
 }
 
 fn apply(

@@ -64,6 +64,12 @@ impl KeyRange {
         }
     }
 
+    /// True if no key can be in the set, as its end is not after its start.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.range_end.is_empty() && !self.is_from_key() && self.range_end <= self.key
+    }
+
     /// True if `key` is in the set.
     #[must_use]
     pub fn contains(&self, key: &[u8]) -> bool {
@@ -117,6 +123,19 @@ pub enum SortTarget {
     Value,
 }
 
+/// Which way a range answer is sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SortOrder {
+    /// By key; by another target, smallest first, but the limit is applied to the order of keys
+    /// and one key more than it is sorted, as etcd does.
+    #[default]
+    None,
+    /// Smallest first, before the limit is applied.
+    Ascend,
+    /// Largest first, before the limit is applied.
+    Descend,
+}
+
 /// A read of keys. The default with a key reads that key now.
 #[derive(Debug, Clone, Default)]
 pub struct RangeRequest {
@@ -126,10 +145,10 @@ pub struct RangeRequest {
     pub limit: i64,
     /// Read as of this revision; 0 or less for now.
     pub revision: i64,
-    /// Sort order other than ascending by key.
+    /// What to sort by; equals are in the order of their keys.
     pub sort: SortTarget,
-    /// Largest first.
-    pub descending: bool,
+    /// Which way.
+    pub order: SortOrder,
     /// Leave values out.
     pub keys_only: bool,
     /// Return nothing but the count.

@@ -15,7 +15,7 @@ pub struct WatchRequest {
     pub range: KeyRange,
     /// First revision delivered, in the past or the future; 0 for the next one.
     pub start_revision: i64,
-    /// Deliver what was there before, too.
+    /// Deliver what was there before, too; as in etcd, not for a revision that is compacted up to.
     pub prev_kv: bool,
     /// Leave puts out.
     pub no_put: bool,
@@ -151,7 +151,7 @@ impl Watcher {
                 }
                 (last, revisions) = (revision, revisions + 1);
             }
-            if let Some(change) = self.wanted(change) {
+            if let Some(change) = self.wanted(change, state.compacted) {
                 bytes += change.len_bytes();
                 found.push(change);
             }
@@ -160,7 +160,7 @@ impl Watcher {
         Ok((found, self.next > state.revision))
     }
 
-    fn wanted(&self, change: &Change) -> Option<Change> {
+    fn wanted(&self, change: &Change, compacted: i64) -> Option<Change> {
         let unwanted = if change.record.is_tombstone() {
             self.request.no_delete
         } else {
@@ -169,7 +169,8 @@ impl Watcher {
         if unwanted || !self.request.range.contains(change.record.key()) {
             return None;
         }
-        let prev = change.prev.as_ref().filter(|_| self.request.prev_kv);
+        let with_prev = self.request.prev_kv && change.record.mod_revision() > compacted;
+        let prev = change.prev.as_ref().filter(|_| with_prev);
         Some(Change {
             record: change.record.clone(),
             prev: prev.cloned(),

@@ -6,7 +6,11 @@ use std::{
 
 use tokio::{sync::mpsc, task::spawn_blocking};
 
-use super::{Face, within};
+use super::{
+    Face,
+    real::{Etcd, Release},
+    within,
+};
 
 pub(crate) const ETCDCTL: &str = "/usr/bin/etcdctl";
 
@@ -184,4 +188,166 @@ async fn readers_hear_etcds_own_refusal() {
         );
     }
     face.stop().await;
+}
+
+/// One verb with each release of the client: its arguments, and what it must print.
+async fn verbs(release: Release, endpoint: &str, rows: &[(&str, bool, &str)]) {
+    for (line, succeeds, expected) in rows {
+        let mut command = Command::new(release.etcdctl());
+        command.env("ETCDCTL_API", "3");
+        command.args(["--endpoints", endpoint]);
+        command.args(line.split_whitespace());
+        let done = run(command, "").await;
+        let text = [done.stdout, done.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let as_expected = done.status.success() == *succeeds && text.contains(expected);
+        assert!(as_expected, "{release:?} {line}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn every_verb_of_both_releases() {
+    for release in Release::ALL {
+        if !release.is_installed() {
+            continue;
+        }
+        let face = Face::start("admin-west").await;
+        let rows = [
+            ("put a/1 x", true, "OK"),
+            ("put a/2 y", true, "OK"),
+            ("put --prev-kv a/2 z", true, "OK\na/2\ny"),
+            ("put --ignore-value a/2", true, "OK"),
+            ("put --ignore-lease a/3 n", false, "key not found"),
+            ("get --prefix a/", true, "a/1\nx\na/2\nz\n"),
+            ("get --from-key a/2", true, "a/2\nz\n"),
+            ("get a/1 a/2", true, "a/1\nx\n"),
+            (
+                "get --prefix --order=DESCEND --sort-by=MODIFY a/",
+                true,
+                "a/2\nz\na/1\nx\n",
+            ),
+            ("get --prefix --write-out=fields a/", true, "\"Count\" : 2"),
+            (
+                "get --rev=9 a/1",
+                false,
+                "required revision is a future revision",
+            ),
+            ("lease grant 300", true, "granted with TTL(300s)"),
+            ("lease list", true, "found 1 leases"),
+            ("lease revoke 404", false, "requested lease not found"),
+            ("lease timetolive 404", true, "already expired"),
+            ("lock --ttl=5 l echo got", true, "got"),
+            ("endpoint health", true, "is healthy"),
+            (
+                "endpoint status --write-out=json",
+                true,
+                "\"version\":\"3.5.0\"",
+            ),
+            ("endpoint status --write-out=table", true, "3.5.0"),
+            ("member list", true, "started, tombolo"),
+            ("alarm list", true, ""),
+            ("del --prev-kv a/1", true, "1\na/1\nx"),
+            ("compaction 3", true, "compacted revision 3"),
+            (
+                "compaction 3",
+                false,
+                "required revision has been compacted",
+            ),
+            (
+                "get --rev=2 a/1",
+                false,
+                "required revision has been compacted",
+            ),
+            (
+                "member add x --peer-urls=http://127.0.0.1:1",
+                false,
+                "one fixed member",
+            ),
+            ("user list", false, "come from the client certificate"),
+            ("defrag", false, "in memory"),
+        ];
+        verbs(release, &face.endpoint, &rows).await;
+        face.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn leases_are_kept_alive_and_take_their_keys_along() {
+    for release in Release::ALL {
+        if !release.is_installed() {
+            continue;
+        }
+        let face = Face::start("admin-west").await;
+        let store = &face.keyspaces.cluster;
+        let mut client = face.client().await;
+        let lease = client.lease_grant(300, None).await.unwrap().id();
+        let hex = format!("{lease:x}");
+        let put = format!("put --lease={hex} k v");
+        let keys = format!("lease timetolive --keys {hex}");
+        let keep = format!("lease keep-alive --once {hex}");
+        let revoke = format!("lease revoke {hex}");
+        let rows: [(&str, bool, &str); 4] = [
+            (&put, true, "OK"),
+            (&keys, true, "attached keys([k])"),
+            (&keep, true, "keepalived with TTL(300)"),
+            (&revoke, true, "revoked"),
+        ];
+        verbs(release, &face.endpoint, &rows).await;
+        assert!(store.get(b"k").is_none());
+        face.stop().await;
+    }
+}
+
+/// Both ways: from us to an etcd, and from an etcd to us.
+#[tokio::test]
+async fn mirrors_follow_in_both_directions() {
+    for release in Release::ALL {
+        if !release.is_installed() {
+            continue;
+        }
+        let etcd = Etcd::start(release, &[]);
+        let face = Face::start("admin-west").await;
+        let (ours, theirs) = (face.endpoint.as_str(), etcd.endpoint.as_str());
+        for (from, to, prefix) in [(theirs, ours, "in/"), (ours, theirs, "out/")] {
+            let old = format!("put {prefix}old 1");
+            eventually(release, from, &old, "OK").await;
+            let mut command = Command::new(release.etcdctl());
+            command.env("ETCDCTL_API", "3").stdout(Stdio::null());
+            command.args(["--endpoints", from, "make-mirror", "--prefix", prefix, to]);
+            let _mirror = Killed(command.spawn().unwrap());
+            eventually(release, to, &format!("get {prefix}old"), "old\n1").await;
+            let new = format!("put {prefix}new 2");
+            eventually(release, from, &new, "OK").await;
+            eventually(release, to, &format!("get {prefix}new"), "new\n2").await;
+        }
+        face.stop().await;
+    }
+}
+
+/// Repeats a verb until it prints what it should.
+async fn eventually(release: Release, endpoint: &str, line: &str, expected: &str) {
+    let look = async {
+        loop {
+            let mut command = Command::new(release.etcdctl());
+            command
+                .env("ETCDCTL_API", "3")
+                .args(["--endpoints", endpoint]);
+            command.args(line.split_whitespace());
+            let done = run(command, "").await;
+            if String::from_utf8_lossy(&done.stdout).contains(expected) {
+                return;
+            }
+        }
+    };
+    within(look).await;
+}
+
+/// A child that ends with its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }

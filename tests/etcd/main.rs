@@ -6,11 +6,14 @@
     reason = "helpers of tests may do both"
 )]
 
+mod differential;
 mod durable;
 mod engine;
 mod etcdctl;
+mod linearizable;
 mod mtls;
 mod peer;
+mod real;
 mod resume;
 mod store_face;
 mod tls;
@@ -30,7 +33,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tombolo::{
     publish::{ExportPolicy, Views},
-    serve::{self, Keyspaces},
+    serve::{self, Keyspaces, Limits},
     store::{Options, Store},
 };
 
@@ -56,23 +59,26 @@ fn whole() -> Views {
 
 impl Face {
     async fn start(common_name: &'static str) -> Self {
-        Self::of(common_name, whole()).await
+        Self::limited(common_name, whole(), Limits::default()).await
+    }
+
+    async fn start_limited(common_name: &'static str, limits: Limits) -> Self {
+        Self::limited(common_name, whole(), limits).await
     }
 
     /// Serves these views.
     async fn of(common_name: &'static str, views: Views) -> Self {
+        Self::limited(common_name, views, Limits::default()).await
+    }
+
+    async fn limited(common_name: &'static str, views: Views, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let accept =
             move |tcp: TcpStream| async move { Ok::<_, Infallible>((tcp, common_name.to_owned())) };
         Self::spawn(endpoint, views, |keyspaces, cancel| {
-            tokio::spawn(serve::run(
-                listener,
-                accept,
-                keyspaces,
-                "west".parse().unwrap(),
-                cancel,
-            ))
+            let server = serve::Server::new(keyspaces, "west".parse().unwrap(), limits);
+            tokio::spawn(server.run(listener, accept, cancel))
         })
     }
 
