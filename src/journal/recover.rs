@@ -413,7 +413,7 @@ impl Replay<'_> {
     }
 }
 
-/// Opens the last segment for writing, and cuts off what is torn.
+/// Opens the last segment for writing, cuts off what is torn, and makes the rest durable.
 fn reopen(
     storage: &dyn Storage,
     number: u64,
@@ -426,8 +426,10 @@ fn reopen(
         let file = storage.open(&name)?;
         if let Some(torn) = torn {
             zero(file.as_ref(), offset, offset + torn.bytes)?;
-            file.sync()?;
         }
+        // What was read may be in memory only, if the last process was killed before its sync.
+        file.sync()?;
+        storage.sync()?;
         Ok(file)
     };
     Ok(Segment {

@@ -13,7 +13,7 @@ use super::{Change, KeyValue, Record, Store, record::Fields, state::State};
 pub struct Contents {
     /// The newest revision.
     pub revision: i64,
-    /// The oldest that can be read; 0 while all can.
+    /// The oldest that can be read; -1 while nothing was compacted.
     pub compacted: i64,
     /// Lease ids with their times to live, ascending.
     pub leases: Vec<(i64, Duration)>,
@@ -151,7 +151,7 @@ impl Builder {
         cluster_id: u64,
     ) -> Result<Store, Inconsistent> {
         let newest = self.next.map_or_else(|| revision.min(1), |next| next - 1);
-        if newest != revision || compacted > revision || compacted < 0 {
+        if newest != revision || compacted > revision || compacted < -1 {
             return Err(Inconsistent(format!(
                 "changes end at revision {newest}, not at {revision} (compacted {compacted})"
             )));

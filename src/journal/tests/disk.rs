@@ -70,10 +70,12 @@ impl Disk {
         let mut after = State::default();
         for content in &state.files {
             let bytes = content.after_crash(&mut rng);
+            // Whatever came through is on the disk, synced or not.
+            let kept = content.end_of_writes().min(bytes.len());
             after.files.push(Content {
                 now: bytes.clone(),
                 durable: bytes,
-                kept: content.kept,
+                kept: content.kept.max(kept),
                 pending: Vec::new(),
             });
         }
@@ -89,6 +91,13 @@ impl Disk {
         }
         (after.names, after.durable_names) = (names.clone(), names);
         Self(Arc::new(Mutex::new(after)))
+    }
+
+    /// What the next process finds after this one was killed: nothing is lost, and nothing more is
+    /// durable than before.
+    pub(in crate::journal) fn after_kill(&self) {
+        let mut state = self.lock();
+        (state.fuse, state.full, state.half, state.sync_fails) = (None, false, false, false);
     }
 
     pub(in crate::journal) fn names(&self) -> Vec<String> {
@@ -134,6 +143,14 @@ impl Disk {
 }
 
 impl Content {
+    /// The end of the last write that is not synced and not all zeros.
+    fn end_of_writes(&self) -> usize {
+        let written = self.pending.iter();
+        let written = written.filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0));
+        let ends = written.map(|(offset, bytes)| offset + bytes.len());
+        ends.max().unwrap_or(0)
+    }
+
     fn after_crash(&self, rng: &mut StdRng) -> Vec<u8> {
         let mut bytes = self.durable.clone();
         let mut sectors = Vec::new();
@@ -257,11 +274,8 @@ impl File for Handle {
             }
             let content = &mut state.files[self.file];
             content.durable = content.now.clone();
-            for (offset, written) in content.pending.drain(..) {
-                if written.iter().any(|byte| *byte != 0) {
-                    content.kept = content.kept.max(offset + written.len());
-                }
-            }
+            content.kept = content.kept.max(content.end_of_writes());
+            content.pending.clear();
             Ok(())
         })
     }
