@@ -105,7 +105,7 @@ impl RangeAnswer {
             Some(piece)
         });
         let pieces = iter::once(first).chain(middle).chain([back]);
-        Ok(pieces.map(Bytes::from))
+        Ok(pieces.filter(|piece| !piece.is_empty()).map(Bytes::from))
     }
 
     /// What precedes the keys and what follows them. A message may come in parts, each with some of
@@ -283,6 +283,8 @@ async fn range(
     let mut messages = Streaming::new_request(decoder, body, None, Some(bytes_max));
     let message = messages.message().await?;
     let message = message.ok_or_else(|| Status::internal("Range without a request message"))?;
+    // A request that is not read to its end is reset, and a client with a thousand resets cut off.
+    messages.trailers().await?;
     let mut request = Request::new(message);
     *request.extensions_mut() = parts.extensions;
     kv::range(request)?.into_response()

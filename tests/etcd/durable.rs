@@ -12,7 +12,10 @@ use std::{
 
 use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, Txn, TxnOp};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    task::JoinSet,
+};
 use tombolo::{
     test_support::process,
     tls::{ClientOptions, ClientTls},
@@ -355,6 +358,13 @@ async fn damage_stops_the_start_and_a_backup_ends_it() {
     let header = client.put("k", "v", None).await.unwrap();
     let header = header.header().unwrap().clone();
     let backup = site.path("backup");
+    // The admin socket is the last thing that a start opens.
+    let opened = async {
+        while UnixStream::connect(site.path("sock")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, opened).await.unwrap();
     let mut command = Command::new(TOMBOLO);
     command.arg("--socket-path").arg(site.path("sock"));
     command.args(["store", "backup"]).arg(&backup);

@@ -264,7 +264,7 @@ async fn every_verb_of_both_releases() {
                 "one fixed member",
             ),
             ("user list", false, "come from the client certificate"),
-            ("defrag", false, "in memory"),
+            ("defrag", false, "gives disk space back by itself"),
         ];
         verbs(release, &face.endpoint, &rows).await;
         face.stop().await;

@@ -319,3 +319,13 @@ async fn the_own_process_needs_no_socket() {
     cancel.cancel();
     assert!(within(stream.message()).await.is_err());
 }
+
+#[tokio::test]
+async fn a_connection_lasts_for_any_number_of_reads() {
+    let face = Face::start("admin-west").await;
+    let mut client = face.client().await;
+    for _ in 0..3_000 {
+        assert_eq!(client.get("k", None).await.unwrap().count(), 0);
+    }
+    face.stop().await;
+}
