@@ -6,6 +6,7 @@
     reason = "helpers of tests may do both"
 )]
 
+mod access_pattern;
 mod differential;
 mod durable;
 mod engine;
