@@ -8,9 +8,9 @@
 //! Always true: nothing is visible to readers or watchers before it is durable; after a crash the
 //! store is what every answered write, and perhaps some that were not, lead to, each whole; a
 //! failed write changed nothing; damaged files are an error and never an emptier store.
-//! A log of our own, since the embedded stores lack what matters here: redb rewrites a path of a
-//! tree for each commit and reads pages without checking them, fjall can't be tested on a disk
-//! that loses writes. One frame and one `fdatasync` per batch are all that the disk ever does.
+//! A log of our own, since the keys and their order are in memory anyway: of an embedded store only
+//! its log would be of use, and redb, whose trees are copied on write, has none. Ours writes one
+//! frame and syncs once per batch, and the crash tests put their own disk below it.
 use std::{
     fs,
     os::unix::fs::DirBuilderExt as _,

@@ -67,7 +67,7 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
-    /// A figure beside the peer's for the same work; there is no aim yet.
+    /// A figure beside the peer's for the same work, without an aim.
     pub(crate) fn beside(
         peer: &'static str,
         name: impl Into<String>,
@@ -90,10 +90,36 @@ impl Figure {
         }
     }
 
+    /// The aim is this many times the peer's value, or more.
+    pub(crate) fn ratio_at_least(self, aim: f64) -> Self {
+        let met = self.ratio.map(|ratio| ratio >= aim);
+        self.aimed(aim, met)
+    }
+
+    /// The aim is this part of the peer's value, or less.
+    pub(crate) fn ratio_at_most(self, aim: f64) -> Self {
+        let met = self.ratio.map(|ratio| ratio <= aim);
+        self.aimed(aim, met)
+    }
+
+    /// The aim is this value or less, whatever the peer's is.
+    pub(crate) fn at_most(self, aim: f64) -> Self {
+        let met = Some(self.value <= aim);
+        self.aimed(aim, met)
+    }
+
+    fn aimed(self, aim: f64, met: Option<bool>) -> Self {
+        Self {
+            aim: Some(aim),
+            met,
+            ..self
+        }
+    }
+
     /// The line above the rows.
     pub(crate) fn header() -> String {
         format!(
-            "{:<30} {:>9} {:<22} {:<4} {:<13} {:>9} {:<20} {:>6} {:>10}",
+            "{:<30} {:>9} {:<22} {:<4} {:<13} {:>9} {:<20} {:>6} {:>10} {}",
             "name",
             "value",
             "(low to high)",
@@ -102,7 +128,8 @@ impl Figure {
             "value",
             "(low to high)",
             "ratio",
-            "difference"
+            "difference",
+            "aim"
         )
     }
 
@@ -111,9 +138,14 @@ impl Figure {
         // A tenth of a nanosecond, a microsecond: the unit decides what a digit is worth.
         let digits = if self.unit == "ns" { 1 } else { 3 };
         let spread = |[low, high]: [f64; 2]| format!("({low:.digits$} to {high:.digits$})");
+        let aim = match (self.aim, self.met) {
+            (Some(aim), Some(true)) => format!("{aim} met"),
+            (Some(aim), _) => format!("{aim} missed"),
+            (None, _) => String::new(),
+        };
         let ratio = self.ratio.map_or_else(|| "-".into(), |r| format!("{r:.3}"));
         format!(
-            "{:<30} {:>9.digits$} {:<22} {:<4} {:<13} {:>9.digits$} {:<20} {:>6} {:>+10.digits$}",
+            "{:<30} {:>9.digits$} {:<22} {:<4} {:<13} {:>9.digits$} {:<20} {:>6} {:>+10.digits$} {aim}",
             self.name,
             self.value,
             spread(self.spread),

@@ -21,6 +21,7 @@ mod datapath;
 mod fanout;
 mod figure;
 mod mesh;
+mod puts;
 mod ranges;
 mod raw;
 mod store;
@@ -56,6 +57,8 @@ enum Group {
     Store,
     /// Large ranges, whole and in pages, and memory per key
     Ranges,
+    /// Durable writes of 1, 16 and 256 clients
+    Puts,
     /// One writer and up to a thousand watchers
     Fanout,
     /// Import of a peer's keyspace
@@ -68,7 +71,12 @@ enum Group {
 enum Part {
     /// (child) serve a store with this many addresses
     #[command(hide = true)]
-    Serve { certs: PathBuf, addresses: u32 },
+    Serve {
+        certs: PathBuf,
+        addresses: u32,
+        /// Of a durable cluster store; without it, the store is in memory
+        directory: Option<PathBuf>,
+    },
     /// (child) wait for the last key in the cache at the URL
     #[command(hide = true)]
     Read {
@@ -99,9 +107,11 @@ fn run(args: &Args) -> Result<ExitCode> {
         .build()
         .context("start the runtime")?;
     match &args.part {
-        Some(Part::Serve { certs, addresses }) => {
-            runtime.block_on(world::serve(certs, *addresses))?;
-        }
+        Some(Part::Serve {
+            certs,
+            addresses,
+            directory,
+        }) => runtime.block_on(world::serve(certs, *addresses, directory.as_deref()))?,
         Some(Part::Read {
             certs,
             cache,
@@ -142,6 +152,7 @@ fn measure(runtime: &tokio::runtime::Runtime, options: &Options) -> Result<()> {
         let figures = match group {
             Group::Store => store::measure(runtime, options.quick),
             Group::Ranges => ranges::measure(runtime, options.quick),
+            Group::Puts => puts::measure(runtime, options.quick),
             Group::Fanout => fanout::measure(runtime, options.quick),
             Group::Mesh => mesh::measure(runtime, options.quick),
             Group::Datapath => datapath::measure(options.quick),

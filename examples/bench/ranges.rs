@@ -13,6 +13,8 @@ use crate::{
 
 /// Keys in a page, as Cilium asks for them.
 const PAGE_KEYS: i64 = 256;
+/// What a key may cost in memory over its own bytes.
+const KEY_BYTES_AIM: f64 = 100.0;
 /// Numbers of the fields read.
 const RANGE_KVS: u64 = 2;
 const KV_KEY: u64 = 1;
@@ -35,24 +37,22 @@ pub(crate) fn measure(runtime: &tokio::runtime::Runtime, quick: bool) -> Result<
     }
     let [ours, theirs] = &servers;
     let mut figures = Vec::new();
-    for (name, limit) in [("range-unlimited", 0), ("range-pages-256", PAGE_KEYS)] {
+    for (name, limit, aim) in [
+        ("range-unlimited", 0, 3.0),
+        ("range-pages-256", PAGE_KEYS, 10.0),
+    ] {
         let read = |server: &Server| {
             let keys = read_all(&certs, server.url(), limit, records.len());
             runtime.block_on(keys)
         };
         let (ours, theirs) = alternate(runs, |_| read(ours), |_| read(theirs))?;
         let (ours, theirs) = (Runs::new(ours), Runs::new(theirs));
-        figures.push(Figure::beside(
-            "etcd",
-            format!("store/{name}"),
-            "k/s",
-            &ours,
-            &theirs,
-        ));
+        let figure = Figure::beside("etcd", format!("store/{name}"), "k/s", &ours, &theirs);
+        figures.push(figure.ratio_at_least(aim));
     }
     if let [ours, theirs] = &per_key[..] {
         let name = "store/memory-per-key";
-        figures.push(Figure::beside("etcd", name, "B", ours, theirs));
+        figures.push(Figure::beside("etcd", name, "B", ours, theirs).at_most(KEY_BYTES_AIM));
     }
     Ok(figures)
 }

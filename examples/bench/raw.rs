@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use bytes::{Buf, Bytes};
-use etcd_client::proto::{PbRangeRequest, PbWatchRequest};
+use etcd_client::proto::{PbPutRequest, PbRangeRequest, PbWatchRequest};
 use prost::Message;
 use tonic::{
     Request, Status, Streaming,
@@ -29,6 +29,14 @@ impl Raw {
         Ok(Self(
             Grpc::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
         ))
+    }
+
+    pub(crate) async fn put(&mut self, request: PbPutRequest) -> Result<()> {
+        self.0.ready().await?;
+        let path = PathAndQuery::from_static("/etcdserverpb.KV/Put");
+        let request = Request::new(request.encode_to_vec());
+        self.0.unary(request, path, AsBytes).await?;
+        Ok(())
     }
 
     /// The encoded answer.

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tombolo::{
+    journal::{self, Writer},
     keyspace::{Capabilities, ClusterConfig, Kind, Layout, cluster_config_key},
     limits::STORE_HISTORY_EVENTS_MAX,
     publish::{ExportPolicy, Views},
@@ -185,8 +186,9 @@ pub(crate) fn identity(n: u32) -> u32 {
     (EAST_ID << 16) + 256 + n
 }
 
-/// The child that serves the cluster's export, on a free port that it prints.
-pub(crate) async fn serve(certs: &Path, addresses: u32) -> Result<()> {
+/// The child that serves the cluster's export, and its own store from `directory` if there is one,
+/// on a free port that it prints.
+pub(crate) async fn serve(certs: &Path, addresses: u32, directory: Option<&Path>) -> Result<()> {
     // As the agent makes them.
     fn new_store() -> Store {
         Store::new(Options {
@@ -194,8 +196,12 @@ pub(crate) async fn serve(certs: &Path, addresses: u32) -> Result<()> {
             history_max: STORE_HISTORY_EVENTS_MAX,
         })
     }
+    let cancel = CancellationToken::new();
     let keyspaces = Keyspaces {
-        cluster: new_store().into(),
+        cluster: match directory {
+            Some(directory) => open_durable(directory, cancel.clone())?,
+            None => new_store().into(),
+        },
         export: Views::new(&ExportPolicy::default(), new_store),
         cache: new_store(),
     };
@@ -217,8 +223,17 @@ pub(crate) async fn serve(certs: &Path, addresses: u32) -> Result<()> {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("https://{}", listener.local_addr()?);
-    let cancel = CancellationToken::new();
     Ok(serve::run(listener, accept, keyspaces, EAST.parse()?, cancel).await?)
+}
+
+fn open_durable(directory: &Path, cancel: CancellationToken) -> Result<Writer> {
+    let (journal, runner) = journal::open(directory, STORE_HISTORY_EVENTS_MAX, Instant::now())?;
+    // It ends with the process: whoever measures kills that.
+    std::thread::Builder::new()
+        .name("journal".to_owned())
+        .spawn(move || runner.run(&cancel))
+        .context("start the thread of the store")?;
+    Ok(journal.into())
 }
 
 /// Starts this program as a child and returns it with its first line.
@@ -352,6 +367,18 @@ impl Server {
     ) -> Result<[Self; 2]> {
         let (process, url) = child("serve", certs, &["0"])?;
         let etcd = runtime.block_on(Etcd::start(certs, data))?;
+        Ok([Self::Ours { process, url }, Self::Etcd(etcd)])
+    }
+
+    /// As [`Self::both`], and ours syncs its writes as well; in directories within `data`.
+    pub(crate) fn both_durable(
+        runtime: &tokio::runtime::Runtime,
+        certs: &Path,
+        data: &Path,
+    ) -> Result<[Self; 2]> {
+        let directory = data.join("store").display().to_string();
+        let (process, url) = child("serve", certs, &["0", &directory])?;
+        let etcd = runtime.block_on(Etcd::start(certs, &data.join("etcd")))?;
         Ok([Self::Ours { process, url }, Self::Etcd(etcd)])
     }
 
