@@ -13,6 +13,9 @@ use crate::{
     types::{Label, Labels, LocalEndpoint, NamedPort},
 };
 
+mod identities;
+mod outages;
+
 const NODE_IP: &str = "192.0.2.1";
 
 fn noon() -> OffsetDateTime {
@@ -278,88 +281,6 @@ async fn repeated_objects_write_nothing() {
 }
 
 #[tokio::test]
-async fn equal_labels_share_an_identity_until_the_last_goes() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut run = Running::start(dir.path(), &store(1), noon).await;
-    let seen = run
-        .send([
-            upsert(workload("a", "db", "10.0.0.1")),
-            upsert(workload("b", "db", "10.0.0.2")),
-            upsert(workload("c", "web", "10.0.0.3")),
-        ])
-        .await;
-    let ids: Vec<_> = seen.iter().map(|event| endpoint(event).identity).collect();
-    assert!(ids[0] == ids[1] && ids[0] != ids[2]);
-    let slaves = |run: &Running| {
-        run.list("cilium/state/identities/v1/value/k8s:app=db")
-            .len()
-    };
-    run.send([LocalEvent::WorkloadDelete(key("a"))]).await;
-    assert_eq!(slaves(&run), 1);
-    let seen = run.send([LocalEvent::WorkloadDelete(key("b"))]).await;
-    assert_eq!(seen.len(), 1);
-    assert_eq!(slaves(&run), 0);
-    assert!(run.ip("10.0.0.1").is_none() && run.ip("10.0.0.2").is_none());
-    // The master stays until the number may mean something else.
-    assert!(
-        run.store
-            .get(identity::master_key(ids[0]).as_bytes())
-            .is_some()
-    );
-    run.stop().await;
-}
-
-#[tokio::test]
-async fn numbers_survive_a_restart_on_an_empty_store() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut run = Running::start(dir.path(), &store(1), noon).await;
-    let seen = run
-        .send([upsert(workload("a", "db", "10.0.0.1")), LocalEvent::Synced])
-        .await;
-    let first = endpoint(&seen[0]).clone();
-    run.stop().await;
-    let mut run = Running::start(dir.path(), &store(2), noon).await;
-    let seen = run
-        .send([upsert(workload("a", "db", "10.0.0.1")), LocalEvent::Synced])
-        .await;
-    assert_eq!(endpoint(&seen[0]), &first);
-    assert!(
-        run.store
-            .get(identity::master_key(first.identity).as_bytes())
-            .is_some()
-    );
-    run.stop().await;
-}
-
-#[tokio::test]
-async fn a_number_taken_by_others_is_left_to_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut run = Running::start(dir.path(), &store(1), noon).await;
-    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    let first = endpoint(&seen[0]).identity;
-    run.stop().await;
-    let other = store(2);
-    let master = identity::master_key(first);
-    other
-        .put(master.clone().into(), "k8s:other=;".into(), 0)
-        .unwrap();
-    let mut run = Running::start(dir.path(), &other, noon).await;
-    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    assert_ne!(endpoint(&seen[0]).identity, first);
-    assert_eq!(other.get(master.as_bytes()).unwrap().value, "k8s:other=;");
-    run.stop().await;
-    // Another process's slave key tells its number.
-    let other = store(3);
-    let labels = "k8s:app=new;k8s:io.cilium.k8s.policy.cluster=west;";
-    let slave = format!("cilium/state/identities/v1/value/{labels}/192.0.2.9");
-    other.put(slave.into(), "786999".into(), 0).unwrap();
-    let mut run = Running::start(dir.path(), &other, noon).await;
-    let seen = run.send([upsert(workload("n", "new", "10.0.0.9"))]).await;
-    assert_eq!(endpoint(&seen[0]).identity, IdentityId(786_999));
-    run.stop().await;
-}
-
-#[tokio::test]
 async fn an_address_goes_to_the_next_claimant() {
     let dir = tempfile::tempdir().unwrap();
     let mut run = Running::start(dir.path(), &store(1), noon).await;
@@ -381,68 +302,6 @@ async fn an_address_goes_to_the_next_claimant() {
     );
     assert!(run.ip("10.0.0.1").is_none() && run.ip("10.0.0.2").is_some());
     run.stop().await;
-}
-
-#[tokio::test]
-async fn changed_labels_mean_another_identity() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut run = Running::start(dir.path(), &store(1), noon).await;
-    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    let first = endpoint(&seen[0]).clone();
-    let seen = run.send([upsert(workload("a", "web", "10.0.0.1"))]).await;
-    let second = endpoint(&seen[0]).clone();
-    assert!(first.id == second.id && first.identity != second.identity);
-    assert_eq!(run.ip("10.0.0.1").unwrap().id, second.identity.0);
-    let slaves = run.list("cilium/state/identities/v1/value/");
-    assert_eq!(slaves.len(), 1);
-    assert_eq!(slaves[0].value, second.identity.to_string());
-    // Back within the rest time: the old number again.
-    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    assert_eq!(*endpoint(&seen[0]), first);
-    // Moved to another node, then without addresses.
-    let moved = LocalWorkload {
-        this_node: false,
-        ..workload("a", "db", "10.0.0.1")
-    };
-    assert_eq!(
-        run.send([upsert(moved)]).await,
-        [EndpointEvent::Delete(first.id)]
-    );
-    assert!(run.ip("10.0.0.1").is_some());
-    let bare = LocalWorkload {
-        addresses: Vec::new(),
-        ..workload("a", "db", "10.0.0.1")
-    };
-    assert_eq!(run.send([upsert(bare)]).await, []);
-    assert!(run.list("cilium/state/ip/").is_empty());
-    run.stop().await;
-}
-
-#[test]
-fn a_released_number_is_no_candidate_before_it_has_rested() {
-    let mut registry = Registry::default();
-    let (first, last) = (IdentityId(786_432), IdentityId(786_433));
-    let labels = |app: &str| Arc::clone(&workload(app, app, "10.0.0.1").labels);
-    registry.set_identity(first, &labels("a"));
-    registry.set_identity(last, &labels("b"));
-    assert_eq!(registry.candidates(first, last), []);
-    let a = labels("a").to_string();
-    registry.retain_identity(&a);
-    assert_eq!(registry.release_identity(&a, 1_000), 0);
-    registry.purge(1_000 + 29 * 60);
-    assert_eq!(registry.identity(&a), Some(first));
-    registry.purge(1_000 + 30 * 60);
-    assert_eq!(registry.identity(&a), None);
-    assert!(
-        registry
-            .candidates(first, last)
-            .iter()
-            .all(|id| *id == first)
-    );
-    // The store gave b's number to c: b has none any more.
-    registry.set_identity(last, &labels("c"));
-    assert_eq!(registry.identity(&labels("b").to_string()), None);
-    assert_eq!(registry.identity(&labels("c").to_string()), Some(last));
 }
 
 #[tokio::test]
@@ -513,48 +372,6 @@ async fn a_stop_withdraws_nothing_but_the_lease_ends_it() {
 }
 
 #[tokio::test]
-async fn a_released_number_rests_across_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut run = Running::start(dir.path(), &store(1), noon).await;
-    run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    run.send([LocalEvent::WorkloadDelete(key("a")), LocalEvent::Synced])
-        .await;
-    run.stop().await;
-    let text = || std::fs::read_to_string(dir.path().join("identities.json")).unwrap();
-    assert!(text().contains("app=db"), "{}", text());
-    let mut run = Running::start(dir.path(), &store(1), an_hour_later).await;
-    // The first minute tick comes at once; the marker shows that it is over.
-    run.send([]).await;
-    run.stop().await;
-    assert!(!text().contains("app=db"), "{}", text());
-}
-
-#[tokio::test]
-async fn a_corrupt_state_file_is_set_aside() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("identities.json");
-    let foreign = r#"{"cluster":"east","cluster_id":12,"identities":[],"endpoints":[]}"#;
-    let outside = r#"{"cluster":"west","cluster_id":12,"identities":[{"id":7,"labels":"a:b=;"}],"endpoints":[]}"#;
-    for text in ["{half", foreign, outside] {
-        std::fs::write(&path, text).unwrap();
-        let mut run = Running::start(dir.path(), &store(1), noon).await;
-        let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-        assert_eq!(seen.len(), 1);
-        run.stop().await;
-        assert_eq!(
-            std::fs::read_to_string(path.with_extension("json.corrupt")).unwrap(),
-            text
-        );
-        assert!(std::fs::read_to_string(&path).unwrap().contains("app=db"));
-    }
-    // What can't be read at all is an error, not a reason to renumber.
-    std::fs::remove_file(&path).unwrap();
-    std::fs::create_dir(&path).unwrap();
-    let failed = Publisher::open(options(dir.path()), connector(&store(1)), noon).await;
-    assert!(matches!(failed, Err(Error::Load(_))));
-}
-
-#[tokio::test]
 async fn the_export_has_records_first_and_canaries_last() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = store(1);
@@ -617,127 +434,4 @@ async fn eventually(mut holds: impl FnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(10), polled)
         .await
         .unwrap();
-}
-
-#[tokio::test]
-async fn a_lost_lease_is_replaced_and_what_was_on_it_is_written_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut run = Running::start(dir.path(), &store(1), noon).await;
-    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    let id = endpoint(&seen[0]).identity;
-    let record = b"cilium/state/ip/v1/default/10.0.0.1";
-    let lease = run.store.get(record).unwrap().lease;
-    run.store.lease_revoke(lease).unwrap();
-    assert!(run.store.get(record).is_none());
-    // Any write notices.
-    run.send([upsert(workload("b", "web", "10.0.0.2"))]).await;
-    let again = run.store.get(record).unwrap();
-    assert!(again.lease != lease && again.lease != 0);
-    let slaves = run.list("cilium/state/identities/v1/value/k8s:app=db;");
-    assert_eq!(slaves.len(), 1);
-    assert_eq!(
-        (&slaves[0].value, slaves[0].lease),
-        (&id.to_string().into(), again.lease)
-    );
-    run.stop().await;
-}
-
-#[tokio::test]
-async fn labels_that_others_numbered_while_our_lease_was_lost_take_that_number() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut run = Running::start(dir.path(), &store(1), noon).await;
-    let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    let first = endpoint(&seen[0]).clone();
-    let lease = run.store.get(b"cilium/state/ip/v1/default/10.0.0.1");
-    run.store.lease_revoke(lease.unwrap().lease).unwrap();
-    let theirs = IdentityId(if first.identity.0 == 786_999 {
-        786_998
-    } else {
-        786_999
-    });
-    let text = first.labels.to_string();
-    run.store
-        .put(identity::master_key(theirs).into(), text.into(), 0)
-        .unwrap();
-    let slave = identity::slave_key(&first.labels, "192.0.2.9");
-    run.store
-        .put(slave.into(), theirs.to_string().into(), 0)
-        .unwrap();
-    let seen = run.send([upsert(workload("b", "web", "10.0.0.2"))]).await;
-    let changed = seen.iter().map(endpoint).find(|e| e.id == first.id);
-    assert_eq!(changed.unwrap().identity, theirs);
-    assert_eq!(run.ip("10.0.0.1").unwrap().id, theirs.0);
-    for slave in run.list("cilium/state/identities/v1/value/k8s:app=db;") {
-        assert_eq!(slave.value, theirs.to_string());
-    }
-    run.stop().await;
-}
-
-#[tokio::test]
-async fn a_confirmed_connection_finds_what_others_took_away() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut run = Running::start(dir.path(), &store(1), noon).await;
-    let seen = run
-        .send([upsert(workload("a", "db", "10.0.0.1")), LocalEvent::Synced])
-        .await;
-    let first = endpoint(&seen[0]).clone();
-    let record = b"cilium/state/ip/v1/default/10.0.0.1";
-    assert!(run.store.delete(record));
-    run.confirmed.connect().await.unwrap();
-    assert!(run.store.get(record).is_some());
-    // The number got other labels while our slave key was gone: the labels get another number.
-    let master = identity::master_key(first.identity);
-    run.store
-        .delete_prefix(b"cilium/state/identities/v1/value/");
-    run.store
-        .put(master.clone().into(), "k8s:other=;".into(), 0)
-        .unwrap();
-    run.confirmed.connect().await.unwrap();
-    let second = run.ip("10.0.0.1").unwrap().id;
-    assert_ne!(second, first.identity.0);
-    assert_eq!(
-        run.store.get(master.as_bytes()).unwrap().value,
-        "k8s:other=;"
-    );
-    let event = run.endpoints.recv().await.unwrap();
-    assert_eq!(endpoint(&event).identity.0, second);
-    run.stop().await;
-}
-
-#[tokio::test]
-async fn another_nodes_record_outlives_our_deletion() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut run = Running::start(dir.path(), &store(1), noon).await;
-    run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
-    let record = "cilium/state/ip/v1/default/10.0.0.1";
-    let ttl = Duration::from_secs(60);
-    run.store
-        .lease_grant(99, ttl, std::time::Instant::now())
-        .unwrap();
-    run.store.put(record.into(), "theirs".into(), 99).unwrap();
-    run.send([LocalEvent::WorkloadDelete(key("a"))]).await;
-    assert_eq!(run.store.get(record.as_bytes()).unwrap().value, "theirs");
-    run.stop().await;
-}
-
-#[tokio::test]
-async fn local_changes_go_on_while_the_store_is_lost() {
-    let dir = tempfile::tempdir().unwrap();
-    let lost = Connector::new(|| async { Err(crate::etcd::Error::NoEndpoint) });
-    let mut run = Running::start_at(dir.path(), &store(1), lost, noon).await;
-    run.events
-        .send(upsert(workload("a", "db", "10.0.0.1")))
-        .await
-        .unwrap();
-    run.events.send(LocalEvent::Synced).await.unwrap();
-    let waits = |s: &Status| s.waiting == 1 && s.errors().count() == 1;
-    run.status.wait_for(waits).await.unwrap();
-    // Nobody may take a workload that waits for its number for gone.
-    assert!(run.endpoints.try_recv().is_err() && !*run.synced.borrow());
-    run.events
-        .send(LocalEvent::WorkloadDelete(key("a")))
-        .await
-        .unwrap();
-    assert_eq!(run.endpoints.recv().await, Some(EndpointEvent::Synced));
-    run.stop().await;
 }

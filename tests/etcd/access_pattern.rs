@@ -23,20 +23,21 @@ const LEASE_SECONDS: i64 = 15 * 60;
 #[tokio::test]
 async fn it_works_here_as_it_works_there() {
     let face = Face::start("admin-west").await;
-    let ours = play(&face.endpoint).await;
+    let ours = Box::pin(play(&face.endpoint)).await;
     face.stop().await;
     for release in Release::ALL {
         if !release.is_installed() {
             continue;
         }
         let etcd = Etcd::start(release, &[]);
-        assert_eq!(play(&etcd.endpoint).await, ours, "{release:?}");
+        let theirs = Box::pin(play(&etcd.endpoint)).await;
+        assert_eq!(theirs, ours, "{release:?}");
     }
 }
 
 /// Everything that a client could tell the servers apart by.
 async fn play(endpoint: &str) -> Vec<String> {
-    let mut client = within(async {
+    let connected = async {
         loop {
             let client = Client::connect([endpoint], None).await;
             if let Ok(mut client) = client
@@ -46,8 +47,8 @@ async fn play(endpoint: &str) -> Vec<String> {
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-    })
-    .await;
+    };
+    let mut client = within(Box::pin(connected)).await;
     let mut seen = Vec::new();
     let leases = fill(&mut client).await;
     let (revision, mut keys) = list_while_others_write(&mut client, &mut seen).await;
