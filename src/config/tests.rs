@@ -50,6 +50,9 @@ fn defaults_are_as_documented_and_none_points_into_examples() {
         (None, None)
     );
     assert!(config.policy_default_local_cluster && config.debug);
+    assert_eq!(config.max_request_bytes, 1_572_864);
+    assert_eq!(config.max_txn_ops, 128);
+    assert_eq!(config.export_policy, None);
     assert!(!format!("{config:?}").contains("certs-example"));
 }
 
@@ -216,5 +219,48 @@ fn an_external_cluster_store_needs_its_file_and_only_it_does() {
         let problems = load(flags).unwrap_err();
         assert_eq!(problems.len(), 1, "{flags:?}: {problems:?}");
         assert!(problems[0].0.starts_with("kvstore"), "{problems:?}");
+    }
+}
+
+#[test]
+fn limits_of_requests_are_numbers_up_to_a_ceiling() {
+    let load = |flag: &str| load(&[&MINIMAL[..], &[flag]].concat());
+    for bytes in [1, 65_536, 10_485_760] {
+        let config = load(&format!("--max-request-bytes={bytes}")).unwrap();
+        assert_eq!((config.max_request_bytes, config.max_txn_ops), (bytes, 128));
+    }
+    for count in [1, 129, 10_000] {
+        let config = load(&format!("--max-txn-ops={count}")).unwrap();
+        assert_eq!(config.max_txn_ops, count);
+        assert_eq!(config.max_request_bytes, 1_572_864);
+    }
+    for (key, ceiling) in [("max-request-bytes", 10_485_760), ("max-txn-ops", 10_000)] {
+        let above = format!("{}", ceiling + 1);
+        for text in ["0", "-1", "1.5MiB", "1e3", "18446744073709551616", &above] {
+            let problems = load(&format!("--{key}={text}")).unwrap_err();
+            let message = format!("{text:?}: must be a number from 1 to {ceiling}");
+            assert_eq!(problems, [(key.to_owned(), message)]);
+        }
+    }
+}
+
+#[test]
+fn the_export_policy_is_a_file_or_none() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("export-policy"),
+        "/etc/tombolo/export.yaml\n",
+    )
+    .unwrap();
+    let dir = format!("--config-dir={}", dir.path().display());
+    let load = |flags: &[&str]| load(&[&MINIMAL[..], flags].concat()).unwrap();
+    for (flags, file) in [
+        (&["--export-policy="][..], None),
+        (&["--export-policy=views.yaml"], Some("views.yaml")),
+        (&[&dir], Some("/etc/tombolo/export.yaml")),
+        (&[&dir, "--export-policy=views.yaml"], Some("views.yaml")),
+    ] {
+        let export_policy = load(flags).export_policy;
+        assert_eq!(export_policy, file.map(PathBuf::from), "{flags:?}");
     }
 }
