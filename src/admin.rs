@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    enforcer::DropEvent,
+    enforcer::{self, DropEvent},
     lifecycle::{Readiness, Tasks},
     mesh::View,
     peer::PeerStatus,
@@ -59,8 +59,8 @@ pub struct State {
     pub started: Instant,
     /// Standing errors that an operator must repair (manifest and policy files, …), one line each.
     pub errors: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
-    /// The datapath's own status; any JSON, shown as it is.
-    pub datapath: watch::Receiver<serde_json::Value>,
+    /// The datapath's own status.
+    pub datapath: watch::Receiver<enforcer::Status>,
 }
 
 /// Where admin listens.

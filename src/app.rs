@@ -213,7 +213,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
                 errors
             }
         }),
-        datapath: datapath_status(tasks, handle.status.clone()),
+        datapath: handle.status.clone(),
     };
     admin::metrics::register_mesh(&state).context("register metrics")?;
     admin::metrics::register_kvstore(&state.registry, move || {
@@ -544,24 +544,4 @@ fn drop_counts(handle: &enforcer::Handle) -> Vec<admin::metrics::DropCount> {
             packets: c.packets,
         })
         .collect()
-}
-
-fn datapath_status(
-    tasks: &Tasks,
-    mut status: watch::Receiver<enforcer::Status>,
-) -> watch::Receiver<serde_json::Value> {
-    let json =
-        |status: &enforcer::Status| serde_json::to_value(status).unwrap_or(serde_json::Value::Null);
-    let (sender, receiver) = watch::channel(json(&status.borrow()));
-    let cancel = tasks.token();
-    tasks.spawn("datapath-status", async move {
-        loop {
-            tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
-                changed = status.changed() => if changed.is_err() { return Ok(()) },
-            }
-            sender.send_replace(json(&status.borrow_and_update()));
-        }
-    });
-    receiver
 }

@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{enforcer::DropEvent, policy::Direction};
+use crate::{
+    enforcer::{self, DropEvent},
+    policy::Direction,
+};
 
 /// `/v1/status`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,7 +40,7 @@ pub struct Status {
     /// Peers' entries that were refused, sorted by cluster and reason.
     pub rejected: Vec<Rejected>,
     /// The datapath's own status.
-    pub datapath: serde_json::Value,
+    pub datapath: enforcer::Status,
 }
 
 /// The own cluster.

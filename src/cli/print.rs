@@ -1,7 +1,7 @@
 //! Text for people, in the shapes of Cilium's command line.
 use std::net::{IpAddr, SocketAddr};
 
-use crate::admin::wire;
+use crate::{admin::wire, enforcer};
 
 /// Blanks between columns.
 const GAP: usize = 3;
@@ -193,11 +193,9 @@ fn protocol(drop: &wire::Drop) -> String {
 
 pub(super) fn status(status: &wire::Status, verbose: bool) -> String {
     let mut text = String::new();
-    let mut item = |name: &str, value: &str| {
-        text.push_str(&format!("{:24}{value}\n", format!("{name}:")));
-    };
     let cluster = &status.cluster;
     item(
+        &mut text,
         "Cluster",
         &format!(
             "{} (id {}), node {}",
@@ -205,16 +203,21 @@ pub(super) fn status(status: &wire::Status, verbose: bool) -> String {
         ),
     );
     let uptime = duration(status.uptime_seconds);
-    item("Agent", &format!("tombolo {}, up {uptime}", status.version));
+    item(
+        &mut text,
+        "Agent",
+        &format!("tombolo {}, up {uptime}", status.version),
+    );
     let waiting = format!("no, waiting for: {}", status.waiting.join(", "));
-    item("Ready", if status.ready { "yes" } else { &waiting });
-    match &status.datapath {
-        serde_json::Value::Null => {}
-        serde_json::Value::String(line) => item("Datapath", line),
-        other => item("Datapath", &other.to_string()),
-    }
+    item(
+        &mut text,
+        "Ready",
+        if status.ready { "yes" } else { &waiting },
+    );
+    datapath(&mut text, &status.datapath);
     let endpoints = status.num_local_endpoints;
     item(
+        &mut text,
         "Endpoints",
         &match status.not_enforced.as_slice() {
             [] => format!("{endpoints} on this node"),
@@ -227,12 +230,13 @@ pub(super) fn status(status: &wire::Status, verbose: bool) -> String {
     );
     if verbose {
         let counts = counts(&status.local);
-        item("Local cluster", &counts);
+        item(&mut text, "Local cluster", &counts);
     }
     let clusters = &status.cluster_mesh.clusters;
     let ready = clusters.iter().filter(|cluster| cluster.ready).count();
     let services = status.cluster_mesh.num_global_services;
     item(
+        &mut text,
         "ClusterMesh",
         &format!(
             "{ready}/{} clusters ready, {services} global-services",
@@ -243,14 +247,18 @@ pub(super) fn status(status: &wire::Status, verbose: bool) -> String {
         remote_cluster(&mut text, cluster, status.time);
     }
     if !status.errors.is_empty() {
-        text.push_str(&format!("{:24}{}\n", "Errors:", status.errors.len()));
+        item(&mut text, "Errors", &status.errors.len().to_string());
         for error in &status.errors {
             text.push_str(&format!("   {error}\n"));
         }
     }
     let refused: u64 = status.rejected.iter().map(|rejected| rejected.count).sum();
     if refused > 0 {
-        text.push_str(&format!("{:24}{refused} entries of peers\n", "Rejected:"));
+        item(
+            &mut text,
+            "Rejected",
+            &format!("{refused} entries of peers"),
+        );
         for rejected in status.rejected.iter().filter(|_| verbose) {
             let wire::Rejected {
                 cluster,
@@ -261,6 +269,50 @@ pub(super) fn status(status: &wire::Status, verbose: bool) -> String {
         }
     }
     text
+}
+
+fn item(text: &mut String, name: &str, value: &str) {
+    text.push_str(&format!("{:24}{value}\n", format!("{name}:")));
+}
+
+fn datapath(text: &mut String, status: &enforcer::Status) {
+    let enforcer::Status {
+        generation: _,
+        endpoints_synced,
+        clusters_synced,
+        enforced,
+        problems,
+        ipcache,
+        policy,
+        restored,
+        epoch,
+        pending,
+        errors_total,
+        last_error,
+    } = status;
+    let summary = format!(
+        "{enforced} endpoints enforced, {} problems, {pending} writes pending, {errors_total} failures",
+        problems.len()
+    );
+    item(text, "Datapath", &summary);
+    let clusters: Vec<_> = clusters_synced.iter().map(u32::to_string).collect();
+    let mut lines = vec![
+        format!("maps: ipcache={ipcache}, policy={policy}, restored={restored}, epoch={epoch}"),
+        format!(
+            "synchronization status: endpoints={endpoints_synced}, clusters={}",
+            clusters.join(",")
+        ),
+    ];
+    let problem = |(id, problem): (_, &String)| format!("endpoint {id}: {problem}");
+    lines.extend(problems.iter().map(problem));
+    lines.extend(
+        last_error
+            .iter()
+            .map(|error| format!("last failure: {error}")),
+    );
+    for line in lines {
+        text.push_str(&format!("   └  {line}\n"));
+    }
 }
 
 fn counts(counts: &wire::Counts) -> String {

@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, watch};
 use super::*;
 use crate::{
     admin::{self, Listen, State, metrics::DropCount},
-    enforcer::DropEvent,
+    enforcer::{self, DropEvent},
     keyspace::Kind,
     lifecycle::{Readiness, ReadyToken, Tasks},
     mesh::{IdentityView, IpTarget, NodeView, View},
@@ -172,7 +172,7 @@ fn drop_event() -> DropEvent {
 
 type Senders = (
     watch::Sender<Vec<Arc<LocalEndpoint>>>,
-    watch::Sender<serde_json::Value>,
+    watch::Sender<enforcer::Status>,
 );
 
 fn store() -> Store {
@@ -184,9 +184,24 @@ fn store() -> Store {
     store
 }
 
+fn enforced() -> enforcer::Status {
+    enforcer::Status {
+        endpoints_synced: true,
+        clusters_synced: [101, 102].into(),
+        enforced: 2,
+        problems: [(EndpointId(3834), "open lxc7: no such device".to_owned())].into(),
+        ipcache: 12,
+        policy: 8,
+        epoch: 4,
+        errors_total: 1,
+        last_error: Some("write the policy map: out of memory".to_owned()),
+        ..enforcer::Status::default()
+    }
+}
+
 fn state(readiness: Readiness) -> (State, Senders) {
     let (endpoints, endpoints_rx) = watch::channel(vec![Arc::new(endpoint())]);
-    let (datapath, datapath_rx) = watch::channel(serde_json::json!({"endpoints": 1}));
+    let (datapath, datapath_rx) = watch::channel(enforced());
     let state = State {
         cluster_name: name("cluster1"),
         cluster_id: ClusterId::new(101, MaxClusters::C255).unwrap(),
@@ -362,6 +377,14 @@ Rejected:               2 entries of peers
         text.contains("Ready:                  no, waiting for: peer/cluster3\n"),
         "{text}"
     );
+    let datapath = "\
+Datapath:               2 endpoints enforced, 1 problems, 0 writes pending, 1 failures
+   └  maps: ipcache=12, policy=8, restored=0, epoch=4
+   └  synchronization status: endpoints=true, clusters=101,102
+   └  endpoint 3834: open lxc7: no such device
+   └  last failure: write the policy map: out of memory
+Endpoints: ";
+    assert!(text.contains(datapath), "{text}");
     let not_enforced = "1 not enforced (no interface known): default/protected-db\n";
     assert!(text.contains(not_enforced), "{text}");
     let json: serde_json::Value = serde_json::from_str(&agent.says("status -o json")).unwrap();
@@ -369,7 +392,7 @@ Rejected:               2 entries of peers
         json["cluster-mesh"]["clusters"][0]["num-shared-services"],
         3
     );
-    assert_eq!(json["datapath"]["endpoints"], 1);
+    assert_eq!(json["datapath"]["enforced"], 2);
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub enum Change {
 }
 
 /// How the enforcer is doing; the newest value only.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Status {
     /// Batches applied, the first reconcile included.
     pub generation: u64,
