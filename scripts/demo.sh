@@ -4,7 +4,7 @@
 #   scripts/demo.sh [--keep] [--peer etcd] [--fault detach-links|wrong-label] [--clean]
 #
 # Options go to the story; see `--help`. It installs Debian packages that are missing, builds, and
-# leaves nothing behind except with --keep.
+# leaves nothing else behind, except with --keep; if it fails, the logs stay in $TMPDIR/tombolo-demo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh

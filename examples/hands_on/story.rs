@@ -60,6 +60,14 @@ pub(crate) fn play(options: &Options) -> ExitCode {
             result
         }),
     };
+    // After a failure the logs stay, for whoever looks for its cause.
+    let result = result.and_then(|()| match options.keep || options.clean {
+        true => Ok(()),
+        false => {
+            "clean up".clone_into(&mut step);
+            end_leftovers(&dir)
+        }
+    });
     match result {
         Ok(()) if options.clean => ExitCode::SUCCESS,
         Ok(()) => {

@@ -42,8 +42,14 @@ fn play(options: &[&str]) -> (bool, String) {
         .arg("--dir")
         .arg(&dir);
     let output = run(command.args(options), STORY_LIMIT);
+    let left = dir.exists();
     clean(&dir);
     let output = output.expect("the story ends in time");
+    assert_eq!(
+        left,
+        !output.status.success(),
+        "logs stay for failures only"
+    );
     print(&format!("{}{}", output.stdout, output.stderr));
     (output.status.success(), output.stdout)
 }
