@@ -172,7 +172,7 @@ impl Server {
             .http2_keepalive_interval(Some(limits::CONNECTION_PING_INTERVAL))
             .http2_keepalive_timeout(Some(limits::CONNECTION_PING_TIMEOUT))
             .layer(GuardLayer)
-            .add_routes(routes(self.limits.message_bytes()))
+            .add_routes(routes(self.limits.message_bytes(), self.metrics.clone()))
             .serve_with_incoming_shutdown(
                 ReceiverStream::new(incoming).map(Ok::<_, io::Error>),
                 cancel.clone().cancelled_owned(),
@@ -199,7 +199,7 @@ impl Server {
 pub fn in_process(writer: impl Into<Writer>, cancel: CancellationToken) -> etcd_client::Channel {
     let limits = Limits::default();
     let access = Access::full(writer.into(), limits, cancel);
-    let service = routes(limits.message_bytes())
+    let service = routes(limits.message_bytes(), Metrics::default())
         .map_request(move |mut request: http::Request<Body>| {
             request.extensions_mut().insert(access.clone());
             request
@@ -226,13 +226,14 @@ pub async fn store_expiry(writer: impl Into<Writer>, cancel: CancellationToken) 
 #[derive(Debug, Clone, Copy)]
 struct Face;
 
-fn routes(max: usize) -> Routes {
+fn routes(max: usize, metrics: Metrics) -> Routes {
     let kv = wire::Kv {
         generated: PbKvServer::new(Face).max_decoding_message_size(max),
         request_bytes_max: max,
     };
     let watch = wire::Watch {
         pace: Arc::new(Pace::default()),
+        metrics,
         request_bytes_max: max,
     };
     Routes::new(kv)

@@ -6,6 +6,7 @@ use std::{
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::Semaphore;
@@ -26,6 +27,8 @@ pub struct Limits {
     pub request_bytes: usize,
     /// Conditions or steps of one transaction, as etcd's `--max-txn-ops`.
     pub txn_ops: usize,
+    /// How often a watch that asked for it hears how far it is.
+    pub progress_interval: Duration,
 }
 
 impl Limits {
@@ -46,6 +49,7 @@ impl Default for Limits {
             requests_per_client: limits::REQUESTS_PER_CLIENT_MAX,
             request_bytes: limits::REQUEST_BYTES_MAX,
             txn_ops: limits::TXN_OPS_MAX,
+            progress_interval: limits::WATCH_PROGRESS_INTERVAL,
         }
     }
 }

@@ -11,6 +11,7 @@ pub struct Metrics {
     connections: IntGauge,
     requests: IntCounter,
     limit_hits: IntCounterVec,
+    slow_watches_ended: IntCounter,
     samples: Arc<Samples<Limit>>,
 }
 
@@ -57,11 +58,17 @@ impl Default for Metrics {
             ),
             &["limit"],
         );
+        let slow_watches_ended = IntCounter::new(
+            "tombolo_serve_slow_watches_ended_total",
+            "Watches ended because their client read so slowly that the history no longer reached \
+             back to them; it lists again. If it rises: look at that client's CPU and network.",
+        );
         let fixed = "names and labels are constants of the right form";
         Self {
             connections: connections.expect(fixed),
             requests: requests.expect(fixed),
             limit_hits: limit_hits.expect(fixed),
+            slow_watches_ended: slow_watches_ended.expect(fixed),
             samples: Arc::default(),
         }
     }
@@ -75,7 +82,8 @@ impl Metrics {
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.connections.clone()))?;
         registry.register(Box::new(self.requests.clone()))?;
-        registry.register(Box::new(self.limit_hits.clone()))
+        registry.register(Box::new(self.limit_hits.clone()))?;
+        registry.register(Box::new(self.slow_watches_ended.clone()))
     }
 
     /// Calls that were let through so far, whatever became of them.
@@ -86,6 +94,11 @@ impl Metrics {
 
     pub(super) fn request(&self) {
         self.requests.inc();
+    }
+
+    /// A watch that had begun ended as compacted.
+    pub(super) fn fell_behind(&self) {
+        self.slow_watches_ended.inc();
     }
 
     pub(super) fn connected(&self) {

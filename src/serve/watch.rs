@@ -1,6 +1,7 @@
 //! `etcdserverpb.Watch`: many watches multiplexed on one stream.
 //! Nothing runs ahead of the client: the stream is a pull, at most one batch is in memory, and a
-//! client that does not read falls behind the store's history and is told that it is compacted.
+//! client that does not read falls behind the store's history and is told that it is compacted,
+//! which is counted.
 //! After a message a watch waits as `pace` says, so that under load messages get fuller, not more.
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -22,7 +23,9 @@ use tonic::{Request, Status, Streaming};
 
 use super::{
     access::Access,
-    convert, open,
+    convert,
+    metrics::Metrics,
+    open,
     pace::Pace,
     wire::{WatchAnswer, event_len},
 };
@@ -44,9 +47,10 @@ pub(super) type Answers = BoxStream<'static, Result<WatchAnswer, Status>>;
 pub(super) fn watch(
     request: Request<Streaming<PbWatchRequest>>,
     pace: Arc<Pace>,
+    metrics: Metrics,
 ) -> Result<Answers, Status> {
     let (access, incoming) = open(request)?;
-    let session = Session::new(access, incoming, pace);
+    let session = Session::new(access, incoming, pace, metrics);
     Ok(stream::unfold(session, Session::step).boxed())
 }
 
@@ -66,6 +70,7 @@ struct Session {
     /// Answers not pulled yet: those to one request, or one batch.
     answers: VecDeque<Result<WatchAnswer, Status>>,
     pace: Arc<Pace>,
+    metrics: Metrics,
     /// Ends the pauses of all watches.
     hurry: Arc<Notify>,
     next_id: i64,
@@ -81,8 +86,13 @@ struct Watch {
 }
 
 impl Session {
-    fn new(access: Access, incoming: Streaming<PbWatchRequest>, pace: Arc<Pace>) -> Self {
-        let period = limits::WATCH_PROGRESS_INTERVAL;
+    fn new(
+        access: Access,
+        incoming: Streaming<PbWatchRequest>,
+        pace: Arc<Pace>,
+        metrics: Metrics,
+    ) -> Self {
+        let period = access.limits.progress_interval;
         let mut progress = interval_at(Instant::now() + period, period);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -94,6 +104,7 @@ impl Session {
             receiving: FuturesUnordered::new(),
             answers: VecDeque::new(),
             pace,
+            metrics,
             hurry: Arc::new(Notify::new()),
             next_id: 0,
             progress,
@@ -250,6 +261,7 @@ impl Session {
             }
             Err(WatchError::Compacted { compact_revision }) => {
                 self.watches.remove(&id);
+                self.metrics.fell_behind();
                 self.push_compacted(id, compact_revision);
             }
         }

@@ -35,7 +35,7 @@ use tonic::{
     server::{Grpc, NamedService, StreamingService},
 };
 
-use super::{Face, kv, pace::Pace, watch};
+use super::{Face, kv, metrics::Metrics, pace::Pace, watch};
 use crate::store::{Change, RangeRecords, Record};
 
 /// Field tags of messages within messages, `number << 3 | 2`.
@@ -294,6 +294,7 @@ async fn range(
 #[derive(Debug, Clone)]
 pub(super) struct Watch {
     pub(super) pace: Arc<Pace>,
+    pub(super) metrics: Metrics,
     pub(super) request_bytes_max: usize,
 }
 
@@ -315,13 +316,13 @@ impl tower::Service<http::Request<Body>> for Watch {
             let status = Status::unimplemented("etcdserverpb.Watch has one method, Watch");
             return ready(Ok(status.into_http())).boxed();
         }
-        let method = WatchMethod(Arc::clone(&self.pace));
+        let method = WatchMethod(Arc::clone(&self.pace), self.metrics.clone());
         let grpc = Grpc::new(WatchCodec).max_decoding_message_size(self.request_bytes_max);
         async move { Ok({ grpc }.streaming(method, request).await) }.boxed()
     }
 }
 
-struct WatchMethod(Arc<Pace>);
+struct WatchMethod(Arc<Pace>, Metrics);
 
 impl StreamingService<PbWatchRequest> for WatchMethod {
     type Response = WatchAnswer;
@@ -329,7 +330,8 @@ impl StreamingService<PbWatchRequest> for WatchMethod {
     type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<PbWatchRequest>>) -> Self::Future {
-        ready(watch::watch(request, Arc::clone(&self.0)).map(Response::new))
+        let answers = watch::watch(request, Arc::clone(&self.0), self.1.clone());
+        ready(answers.map(Response::new))
     }
 }
 

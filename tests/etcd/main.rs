@@ -24,6 +24,7 @@ mod tls_reload;
 mod tls_roles;
 mod tls_table;
 mod views;
+mod watch;
 
 use std::{convert::Infallible, future::Future};
 
