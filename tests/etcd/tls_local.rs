@@ -10,7 +10,7 @@ use tombolo::{
     serve::{Limits, LocalListener, Server},
 };
 
-use super::{Face, etcdctl, tls::client_over, within};
+use super::{Face, etcdctl, real::own_address, tls::client_over, within};
 
 async fn start(listen: &LocalListen, endpoint: String) -> Face {
     let listener = LocalListener::bind(listen).await.unwrap();
@@ -81,9 +81,7 @@ fn an_address_of_other_hosts_is_refused_at_start() {
 
 #[tokio::test]
 async fn a_loopback_address_does_the_same() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let address = own_address();
     let listen: LocalListen = address.to_string().parse().unwrap();
     let face = start(&listen, address.to_string()).await;
     let mut client = face.client().await;

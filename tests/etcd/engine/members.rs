@@ -5,6 +5,7 @@ use std::{
 };
 
 use super::node::eventually;
+use crate::real::own_address;
 
 /// The members; killed when dropped.
 pub(super) struct Members {
@@ -14,24 +15,12 @@ pub(super) struct Members {
     children: Vec<Child>,
 }
 
-fn free_url() -> (std::net::TcpListener, String) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    (listener, url)
-}
-
 impl Members {
     pub(super) fn start(count: usize) -> Self {
-        // Held until all are known, so that no two are the same.
-        let sockets: Vec<_> = (0..count).map(|_| (free_url(), free_url())).collect();
-        let urls = sockets
-            .iter()
-            .map(|((_, client), (_, peer))| (client.clone(), peer.clone()))
-            .collect();
-        drop(sockets);
+        let url = || format!("http://{}", own_address());
         let mut members = Self {
             dir: tempfile::tempdir().unwrap(),
-            urls,
+            urls: (0..count).map(|_| (url(), url())).collect(),
             children: Vec::new(),
         };
         members.children = (0..count).map(|index| members.spawn(index)).collect();

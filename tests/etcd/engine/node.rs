@@ -13,6 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tombolo::{
     etcd::{Client, ConnectOptions, Connector},
+    limits,
     publish::{ExportPolicy, Options, Projection, Publisher, Status, Views},
     source::{LocalEvent, LocalWorkload, WorkloadKey},
     store::{self, Event, KeyRange, RangeRequest, Store, WatchRequest},
@@ -24,6 +25,11 @@ pub(super) type History = BTreeMap<String, Vec<&'static str>>;
 
 /// How often an export's heart beats here.
 pub(super) const BEAT: Duration = Duration::from_millis(50);
+
+/// How long anything may take: a few calls that hang on a busy machine, each with the longest pause
+/// before it is tried again.
+const PATIENCE: Duration =
+    Duration::from_secs(3 * (limits::CALL_TIMEOUT.as_secs() + limits::STORE_BACKOFF.1.as_secs()));
 
 pub(super) struct Node {
     pub(super) index: usize,
@@ -230,7 +236,7 @@ async fn record(export: Store, history: Arc<Mutex<History>>, cancel: Cancellatio
 }
 
 pub(super) async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         if let Some(value) = check().await {
             return value;
