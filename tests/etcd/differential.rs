@@ -123,7 +123,7 @@ async fn compare_with(release: Release) {
         Server::connect("ours", &face.endpoint, None).await,
     ];
     let seed = seed();
-    println!("DIFFERENTIAL_SEED={seed}");
+    eprintln!("DIFFERENTIAL_SEED={seed}");
     let (coverage, difference) = random_sequence(&mut servers, seed, CALLS).await;
     assert!(difference.is_none(), "{}", difference.unwrap_or_default());
     coverage.assert_complete();
