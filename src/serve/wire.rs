@@ -92,9 +92,10 @@ impl RangeAnswer {
         first.put_u32(len);
         first.put_slice(&front);
         let mut records = records.into_iter().peekable();
-        let middle = iter::from_fn(move || {
-            records.peek()?;
-            let mut piece = Vec::with_capacity(PIECE_BYTES);
+        let (mut piece, mut back) = (first, Some(back));
+        // A small answer is one piece: readers count frames that carry next to nothing.
+        Ok(iter::from_fn(move || {
+            back.as_ref()?;
             while let Some(record) = records.peek()
                 && let parts = split(record, keys_only)
                 && (piece.is_empty() || piece.len() + nested_len(parts) <= PIECE_BYTES)
@@ -102,10 +103,13 @@ impl RangeAnswer {
                 put_nested(&mut piece, RANGE_KVS, parts);
                 records.next();
             }
-            Some(piece)
-        });
-        let pieces = iter::once(first).chain(middle).chain([back]);
-        Ok(pieces.filter(|piece| !piece.is_empty()).map(Bytes::from))
+            if records.peek().is_none() {
+                piece.extend(back.take()?);
+                return Some(Bytes::from(std::mem::take(&mut piece)));
+            }
+            let next = Vec::with_capacity(PIECE_BYTES);
+            Some(Bytes::from(std::mem::replace(&mut piece, next)))
+        }))
     }
 
     /// What precedes the keys and what follows them. A message may come in parts, each with some of
