@@ -71,18 +71,17 @@ impl Entries {
     /// The record's bytes, if it exists and the grant shows it.
     pub(super) fn shown(&self, grant: &Grant, kind: Kind, suffix: &Bytes) -> Option<&Bytes> {
         let entry = self.kinds.get(&kind)?.get(suffix)?;
-        let shown = *grant == Grant::All
-            || match &entry.seen_as {
-                SeenAs::Node => grant.shows_nodes(),
-                SeenAs::Service => str::from_utf8(suffix)
-                    .ok()
-                    .and_then(|text| text.split_once('/'))
-                    .is_some_and(|(namespace, name)| grant.shows_service(namespace, name)),
-                SeenAs::Identity(_, labels) => grant.shows_identity(labels),
-                SeenAs::Address(id) if id.is_reserved() => grant.shows_nodes(),
-                SeenAs::Address(id) => self.labels(*id).is_some_and(|l| grant.shows_identity(l)),
-                SeenAs::Opaque => false,
-            };
+        let shown = match &entry.seen_as {
+            SeenAs::Node => grant.shows_nodes(),
+            SeenAs::Service => match str::from_utf8(suffix).ok().and_then(|s| s.split_once('/')) {
+                Some((namespace, name)) => grant.shows_service(namespace, name),
+                None => *grant == Grant::All,
+            },
+            SeenAs::Identity(_, labels) => grant.shows_identity(labels),
+            SeenAs::Address(id) if id.is_reserved() => grant.shows_nodes(),
+            SeenAs::Address(id) => self.labels(*id).is_some_and(|l| grant.shows_identity(l)),
+            SeenAs::Opaque => *grant == Grant::All,
+        };
         shown.then_some(&entry.value)
     }
 
@@ -241,6 +240,7 @@ mod tests {
         };
         assert_eq!(touched(&mut entries, gone), both);
         assert!(shown(&entries, &shop()).is_empty());
+        assert!(shown(&entries, &Grant::All).is_empty());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The export: what peers may read of this cluster, in a store for each view.
 //!
 //! Order: cluster-config and heartbeat at once; then records, as a follower of the cluster store
-//! delivers them; the canary of a kind only after that kind's first complete list. A canary that
+//! delivers them; the canary of a kind only after that kind's first complete list, that of the
+//! addresses after the identities' as well, because none is shown before its identity. A canary that
 //! came earlier would make readers delete entries that still exist; therefore the connections that
 //! are followed must not be made before everything local is in the store.
 //! When the cluster store is lost, the export stays as it is, and its heartbeat goes on. A new list
@@ -41,6 +42,8 @@ pub struct Projection {
     clock: Clock,
     heartbeat: Duration,
     entries: Entries,
+    /// Kinds whose list was complete once.
+    listed: BTreeSet<Kind>,
     /// Kinds that have their canary.
     complete: BTreeSet<Kind>,
 }
@@ -65,6 +68,7 @@ impl Projection {
             clock,
             heartbeat: limits::HEARTBEAT_INTERVAL,
             entries: Entries::default(),
+            listed: BTreeSet::new(),
             complete: BTreeSet::new(),
         }
     }
@@ -155,21 +159,32 @@ impl Projection {
     }
 
     fn apply(&mut self, event: KeyEvent) -> Result<(), Error> {
-        let complete = match &event {
-            KeyEvent::EndList { kind } => self.complete.insert(*kind).then_some(*kind),
-            _ => None,
+        let completed = match &event {
+            KeyEvent::EndList { kind } => self.completed_with(*kind),
+            _ => Vec::new(),
         };
         let touched = self.entries.apply(event);
-        if touched.is_empty() && complete.is_none() {
-            return Ok(());
-        }
         for (grant, store) in &self.stores {
             self.refresh(grant, store, &touched)?;
-            if let Some(kind) = complete {
-                self.put_canaries(store, kind)?;
+            for kind in &completed {
+                self.put_canaries(store, *kind)?;
             }
         }
         Ok(())
+    }
+
+    /// The kinds that are whole now that this one is listed. Addresses are so only together with
+    /// the identities, as they are not shown before them.
+    fn completed_with(&mut self, kind: Kind) -> Vec<Kind> {
+        self.listed.insert(kind);
+        let mut completed = Vec::new();
+        for kind in Kind::ALL {
+            let shown = kind != Kind::Ips || self.listed.contains(&Kind::Identities);
+            if shown && self.listed.contains(&kind) && self.complete.insert(kind) {
+                completed.push(kind);
+            }
+        }
+        completed
     }
 
     /// Makes a view's keys what it shows now. What goes, goes in reverse: no address is seen without
@@ -234,5 +249,54 @@ fn put_error(key: &[u8], source: crate::store::Error) -> Error {
     Error::Put {
         key: String::from_utf8_lossy(key).into_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        publish::tests::{noon, options, store},
+        store::RangeRequest,
+    };
+
+    #[test]
+    fn the_canary_of_addresses_waits_for_the_identities() {
+        let views = Views::new(&ExportPolicy::default(), || store(2));
+        let export = views.of(None).store;
+        let nowhere = Connector::new(std::future::pending);
+        let (_, policy) = watch::channel(ExportPolicy::default());
+        let dir = std::path::Path::new("unused");
+        let mut projection = Projection::new(options(dir), nowhere, views, policy, noon);
+        let keys = |prefix: &str| {
+            let found = export.range(&RangeRequest::prefix(prefix.as_bytes()));
+            found.unwrap().kvs.len()
+        };
+        let upsert = |kind, suffix: &'static str, value: &'static str| KeyEvent::Upsert {
+            kind,
+            suffix: suffix.into(),
+            value: value.into(),
+            revision: 1,
+        };
+        let address = r#"{"IP":"10.0.0.1","ID":65537}"#;
+        let lists = [
+            KeyEvent::BeginList { kind: Kind::Ips },
+            upsert(Kind::Ips, "10.0.0.1", address),
+            KeyEvent::EndList { kind: Kind::Ips },
+        ];
+        lists
+            .into_iter()
+            .for_each(|event| projection.apply(event).unwrap());
+        assert_eq!(keys("cilium/state/") + keys("cilium/synced/"), 0);
+        let kind = Kind::Identities;
+        let lists = [
+            KeyEvent::BeginList { kind },
+            upsert(kind, "65537", "k8s:a=b;"),
+            KeyEvent::EndList { kind },
+        ];
+        lists
+            .into_iter()
+            .for_each(|event| projection.apply(event).unwrap());
+        assert_eq!((keys("cilium/state/"), keys("cilium/synced/")), (2, 2));
     }
 }

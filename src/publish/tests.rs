@@ -18,7 +18,7 @@ mod outages;
 
 const NODE_IP: &str = "192.0.2.1";
 
-fn noon() -> OffsetDateTime {
+pub(super) fn noon() -> OffsetDateTime {
     time::macros::datetime!(2025-06-01 12:00:00.5 UTC)
 }
 
@@ -26,7 +26,7 @@ fn an_hour_later() -> OffsetDateTime {
     noon() + Duration::from_secs(3600)
 }
 
-fn options(state_dir: &Path) -> Options {
+pub(super) fn options(state_dir: &Path) -> Options {
     Options {
         cluster: "west".parse().unwrap(),
         id: ClusterId::new(12, MaxClusters::C255).unwrap(),
@@ -36,7 +36,7 @@ fn options(state_dir: &Path) -> Options {
     }
 }
 
-fn store(cluster_id: u64) -> Store {
+pub(super) fn store(cluster_id: u64) -> Store {
     Store::new(store::Options {
         cluster_id,
         history_max: 10_000,
