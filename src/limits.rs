@@ -92,6 +92,9 @@ pub const WATCH_MESSAGES_PER_SECOND: f64 = 14_000.0;
 pub const WATCH_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// How often a watch that asked for it hears that nothing happened (etcd's default).
 pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+/// How soon a request for progress is tried again while the watches of its stream are not equally
+/// far; under load they are so every now and then.
+pub const WATCH_PROGRESS_RETRY: Duration = Duration::from_millis(2);
 /// Shortest lease granted over the network (etcd raises shorter ones to this at its defaults).
 pub const LEASE_TTL_MIN: Duration = Duration::from_secs(2);
 /// How often leases are checked for expiry; adds at most this to a lease's life.

@@ -73,6 +73,8 @@ struct Session {
     metrics: Metrics,
     /// Ends the pauses of all watches.
     hurry: Arc<Notify>,
+    /// Requests for progress that are not answered.
+    asked: usize,
     next_id: i64,
     progress: Interval,
     ended: bool,
@@ -106,6 +108,7 @@ impl Session {
             pace,
             metrics,
             hurry: Arc::new(Notify::new()),
+            asked: 0,
             next_id: 0,
             progress,
             ended: false,
@@ -119,6 +122,12 @@ impl Session {
             }
             if self.ended {
                 return None;
+            }
+            if self.asked > 0 {
+                self.answer_progress();
+                if !self.answers.is_empty() {
+                    continue;
+                }
             }
             tokio::select! {
                 () = &mut self.stopped => {
@@ -138,6 +147,7 @@ impl Session {
                     }
                 }
                 _ = self.progress.tick() => self.notify_progress(),
+                () = sleep(limits::WATCH_PROGRESS_RETRY), if self.asked > 0 => {}
             }
         }
     }
@@ -168,26 +178,36 @@ impl Session {
             }
             Some(PbWatchRequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
             Some(PbWatchRequestUnion::ProgressRequest(_)) => {
-                // What is ready goes out first, so that the answer says as much as it can.
-                self.hurry.notify_waiters();
-                while self.answers.len() < limits::WATCHES_PER_STREAM_MAX
-                    && let Some(Some(received)) = self.receiving.next().now_or_never()
-                {
-                    if let Ok(received) = received {
-                        self.received(received);
-                    }
-                }
-                let behind = self
-                    .watches
-                    .values()
-                    .map(|watch| watch.position.get())
-                    .min();
-                let now = self.access.store.revision();
-                // A watch of the future is not behind.
-                let answer = self.answer(NO_WATCH, behind.map_or(now, |behind| behind.min(now)));
-                self.push(answer);
+                // Who asks without reading is answered this often at most.
+                self.asked = (self.asked + 1).min(limits::WATCHES_PER_STREAM_MAX);
+                self.answer_progress();
             }
             None => {}
+        }
+    }
+
+    /// Tells how far all watches of the stream are, once they are equally far: readers resume each
+    /// watch behind that revision, so it must be neither ahead of one nor behind what came.
+    fn answer_progress(&mut self) {
+        self.hurry.notify_waiters();
+        while self.answers.len() < limits::WATCHES_PER_STREAM_MAX
+            && let Some(Some(received)) = self.receiving.next().now_or_never()
+        {
+            if let Ok(received) = received {
+                self.received(received);
+            }
+        }
+        let now = self.access.store.revision();
+        // A watch of the future is as far as all can be.
+        let positions = self.watches.values().map(|watch| watch.position.get());
+        let positions = positions.map(|position| position.min(now));
+        let (behind, ahead) = positions.fold((now, 0), |(min, max), at| (at.min(min), at.max(max)));
+        if behind < ahead {
+            return;
+        }
+        for _ in 0..std::mem::take(&mut self.asked) {
+            let answer = self.answer(NO_WATCH, behind);
+            self.push(answer);
         }
     }
 
