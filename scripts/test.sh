@@ -23,10 +23,10 @@ run shellcheck scripts/*.sh .ci/run
 run cargo deny --locked check bans licenses sources
 run cargo clippy --locked --all-targets -- -D warnings
 run cargo clippy --locked --no-default-features --lib -- -D warnings
+run env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
 run cargo build --locked --bins --examples
 run cargo test --locked --no-run --lib --bins --tests
 run cargo test --locked --lib --bins --test tidy --test etcd
 # Alone and one after another: the story counts connections per second.
 run cargo test --locked --test kernel -- --test-threads=1
 run scripts/test-compose.sh
-run env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib

@@ -81,13 +81,13 @@ pub struct Args {
     /// state directory].
     #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_CA_FILE")]
     pub tls_ca_file: Option<String>,
-    /// CA bundle that vouches for admin-<cluster> in place of --tls-ca-file [default: none].
+    /// CA bundle that vouches for `admin-<cluster>` in place of --tls-ca-file [default: none].
     #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_ADMIN_CA_FILE")]
     pub tls_admin_ca_file: Option<String>,
-    /// CA bundle that vouches for local-<cluster> in place of --tls-ca-file [default: none].
+    /// CA bundle that vouches for `local-<cluster>` in place of --tls-ca-file [default: none].
     #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_LOCAL_CA_FILE")]
     pub tls_local_ca_file: Option<String>,
-    /// CA bundle that vouches for remote and remote-<peer> in place of --tls-ca-file
+    /// CA bundle that vouches for `remote` and `remote-<peer>` in place of --tls-ca-file
     /// [default: none].
     #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_REMOTE_CA_FILE")]
     pub tls_remote_ca_file: Option<String>,
