@@ -60,27 +60,6 @@ pub enum Error {
     Serve(#[source] tonic::transport::Error),
 }
 
-/// Serves with the default limits, see [`Server::run`].
-///
-/// # Errors
-/// As [`Server::run`].
-pub async fn run<A, F, I, E>(
-    listener: TcpListener,
-    accept: A,
-    keyspaces: Keyspaces,
-    cluster: ClusterName,
-    cancel: CancellationToken,
-) -> Result<(), Error>
-where
-    A: Fn(TcpStream) -> F,
-    F: Future<Output = Result<(I, String), E>> + Send + 'static,
-    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    E: fmt::Display + Send + 'static,
-{
-    let server = Server::new(keyspaces, cluster, Limits::default());
-    server.run(listener, accept, cancel).await
-}
-
 /// The etcd v3 face, on any number of listeners. Cheap to clone; clones count together.
 #[derive(Debug, Clone)]
 pub struct Server {

@@ -223,7 +223,8 @@ pub(crate) async fn serve(certs: &Path, addresses: u32, directory: Option<&Path>
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("https://{}", listener.local_addr()?);
-    Ok(serve::run(listener, accept, keyspaces, EAST.parse()?, cancel).await?)
+    let server = serve::Server::new(keyspaces, EAST.parse()?, serve::Limits::default());
+    Ok(server.run(listener, accept, cancel).await?)
 }
 
 fn open_durable(directory: &Path, cancel: CancellationToken) -> Result<Writer> {

@@ -117,13 +117,12 @@ async fn serve_tls(tls: ServerTls, cluster: &'static str) -> (Face, Handshakes) 
         }
     };
     let face = Face::start_with(endpoint, |keyspaces, cancel| {
-        tokio::spawn(serve::run(
-            listener,
-            accept,
+        let server = serve::Server::new(
             keyspaces,
             cluster.parse().unwrap(),
-            cancel,
-        ))
+            serve::Limits::default(),
+        );
+        tokio::spawn(server.run(listener, accept, cancel))
     });
     (face, handshakes)
 }
