@@ -30,8 +30,6 @@ const KEYS: u32 = 1_000;
 const VALUE_BYTES: usize = 300;
 /// Handshakes at once.
 const CONNECTING: usize = 8;
-/// Attempts for one connection.
-const HANDSHAKES_MAX: u32 = 5;
 /// How long late events are waited for after the last write.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Width and number of the histogram's steps: 100 µs, 40 s.
@@ -53,12 +51,16 @@ pub(crate) fn measure(runtime: &tokio::runtime::Runtime, quick: bool) -> Result<
     let (runs, writes) = if quick { (1, 1_500) } else { (3, 5_000) };
     let dir = tempfile::tempdir()?;
     let certs = Certificates::make(dir.path())?.east;
-    let servers = Server::both(runtime, &certs, &dir.path().join("etcd"))?;
-    let [ours, theirs] = &servers;
     let mut figures = Vec::new();
     for watchers in [1, 100, 1_000] {
+        // A server for each run: what is left of an overload would be measured with the next.
         let run = |server: &Server| runtime.block_on(run(&certs, server, watchers, writes));
-        let (ours, theirs) = alternate(runs, |_| run(ours), |_| run(theirs))?;
+        let data = |n| dir.path().join(format!("etcd-{watchers}-{n}"));
+        let (ours, theirs) = alternate(
+            runs,
+            |_| run(&Server::ours(&certs, None)?),
+            |n| run(&Server::etcd(runtime, &certs, &data(n))?),
+        )?;
         let mut add = |row: &str, unit, of: fn(&Run) -> f64| {
             let [ours, theirs] = [&ours, &theirs].map(|r| Runs::new(r.iter().map(of).collect()));
             let name = format!("store/fanout-{watchers}-{row}");
@@ -197,13 +199,6 @@ async fn watch(certs: &Path, url: &str) -> Result<Streaming<bytes::Bytes>> {
         create.range_end = tombolo::store::prefix_end(PREFIX.as_bytes()).to_vec();
     }
     let request_union = Some(union);
-    // A server that is still busy with the run before may let a handshake time out.
-    let mut tries = 1;
-    let mut client = loop {
-        match Raw::connect(certs, url).await {
-            Err(_) if tries < HANDSHAKES_MAX => tries += 1,
-            connected => break connected?,
-        }
-    };
+    let mut client = Raw::connect(certs, url).await?;
     client.watch(PbWatchRequest { request_union }).await
 }

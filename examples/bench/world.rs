@@ -360,15 +360,30 @@ pub(crate) enum Server {
 }
 
 impl Server {
+    /// Ours, empty; it syncs its writes if there is a directory.
+    pub(crate) fn ours(certs: &Path, directory: Option<&Path>) -> Result<Self> {
+        let directory = directory.map(|path| path.display().to_string());
+        let arguments: Vec<&str> = std::iter::once("0").chain(directory.as_deref()).collect();
+        let (process, url) = child("serve", certs, &arguments)?;
+        Ok(Self::Ours { process, url })
+    }
+
+    /// An etcd, empty.
+    pub(crate) fn etcd(
+        runtime: &tokio::runtime::Runtime,
+        certs: &Path,
+        data: &Path,
+    ) -> Result<Self> {
+        Ok(Self::Etcd(runtime.block_on(Etcd::start(certs, data))?))
+    }
+
     /// Ours and etcd, both empty.
     pub(crate) fn both(
         runtime: &tokio::runtime::Runtime,
         certs: &Path,
         data: &Path,
     ) -> Result<[Self; 2]> {
-        let (process, url) = child("serve", certs, &["0"])?;
-        let etcd = runtime.block_on(Etcd::start(certs, data))?;
-        Ok([Self::Ours { process, url }, Self::Etcd(etcd)])
+        Ok([Self::ours(certs, None)?, Self::etcd(runtime, certs, data)?])
     }
 
     /// As [`Self::both`], and ours syncs its writes as well; in directories within `data`.
@@ -377,10 +392,8 @@ impl Server {
         certs: &Path,
         data: &Path,
     ) -> Result<[Self; 2]> {
-        let directory = data.join("store").display().to_string();
-        let (process, url) = child("serve", certs, &["0", &directory])?;
-        let etcd = runtime.block_on(Etcd::start(certs, &data.join("etcd")))?;
-        Ok([Self::Ours { process, url }, Self::Etcd(etcd)])
+        let ours = Self::ours(certs, Some(&data.join("store")))?;
+        Ok([ours, Self::etcd(runtime, certs, &data.join("etcd"))?])
     }
 
     pub(crate) fn url(&self) -> &str {
