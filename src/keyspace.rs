@@ -5,10 +5,7 @@ use bytes::Bytes;
 pub use self::{
     check::{Rejection, decode_identity, identity_of_key, parse_identity_id},
     gojson::Mask,
-    layout::{
-        HEARTBEAT, Layout, cluster_config_key, is_component, parse_canary, service_exports_canary,
-        synced_prefix,
-    },
+    layout::{HEARTBEAT, Layout, cluster_config_key, is_component, parse_canary, synced_prefix},
     records::{
         Capabilities, Cidr, ClusterConfig, IpRecord, NodeAddress, NodeRecord, ServicePort,
         ServicePorts, ServiceRecord,
@@ -35,6 +32,10 @@ pub enum Kind {
     Ips,
     /// `services/v1`
     Services,
+    /// `serviceexports/v1`
+    ServiceExports,
+    /// `endpointslices/v1`
+    EndpointSlices,
 }
 
 /// One change of a member's keyspace as its follower saw it. `suffix` is the key behind the kind's

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::{
-    keyspace::{KeyEvent, Kind},
+    keyspace::{ClusterConfig, KeyEvent, Kind},
     lifecycle::queue::Coalescing,
     types::{ClusterId, ClusterName, IdentityId, IpPrefix, Labels, MaxClusters},
 };
@@ -144,6 +144,17 @@ pub struct Settings {
     pub node_name: String,
 }
 
+/// What a member is let in on; told again with each connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// Its id, which no other member has.
+    pub id: ClusterId,
+    /// Its configuration as it wrote it.
+    pub config: ClusterConfig,
+    /// The only ranges that it may claim addresses in; empty if there is no such list.
+    pub allowed_cidrs: Arc<[IpPrefix]>,
+}
+
 /// All members' state. One task owns it.
 #[derive(Debug)]
 pub struct Mesh {
@@ -179,7 +190,8 @@ impl Mesh {
     }
 
     /// A member's configuration is known. A new id withdraws all that was known under the old one.
-    pub fn connected(&mut self, name: &ClusterName, id: ClusterId) {
+    pub fn connected(&mut self, name: &ClusterName, terms: Terms) {
+        let id = terms.id;
         match self.members.get(name) {
             Some(member) if member.id == id => {}
             Some(_) => {
@@ -210,6 +222,20 @@ impl Mesh {
         self.view.rejected.retain(|(cluster, _), _| cluster != name);
         self.mark(member.id, Delta::Removed { cluster: member.id });
         self.cache.removed(name);
+    }
+
+    /// The member was out of reach for too long: withdraws its services, service exports and
+    /// endpoint slices. Addresses and identities stay, as enforcement rests on them.
+    pub fn expire_services(&mut self, name: &ClusterName) {
+        let Some(member) = self.members.get_mut(name) else {
+            return;
+        };
+        for kind in [Kind::Services, Kind::ServiceExports, Kind::EndpointSlices] {
+            for (suffix, _) in member.drain(kind) {
+                self.cache.delete(name, kind, &suffix);
+            }
+            self.view.counts.insert((name.clone(), kind), 0);
+        }
     }
 
     /// Applies events of one member, in order. Events of an unknown member are ignored.

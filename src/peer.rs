@@ -6,11 +6,11 @@
 //! connection never withdraws anything.
 //! Invariant: a file that cannot be parsed or read changes nothing for a running peer.
 //! Absent on purpose: knowing entries; the mesh does. Wall clock: it comes as an argument.
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use crate::{
-    keyspace::KeyEvent,
-    types::{ClusterId, ClusterName},
+    keyspace::{ClusterConfig, KeyEvent},
+    types::{ClusterId, ClusterName, IpPrefix},
 };
 
 pub use self::{
@@ -36,6 +36,10 @@ pub enum MemberEvent {
         name: ClusterName,
         /// Its cluster id, reserved for it until it is removed.
         id: ClusterId,
+        /// Its configuration as it wrote it.
+        config: ClusterConfig,
+        /// The only ranges that it may claim addresses in; empty if its file lists none.
+        allowed_cidrs: Arc<[IpPrefix]>,
     },
     /// Changes, in order.
     Keys {
@@ -43,6 +47,11 @@ pub enum MemberEvent {
         name: ClusterName,
         /// Never empty.
         events: Vec<KeyEvent>,
+    },
+    /// The peer was out of reach for as long as its services may outlive it: withdraw those.
+    Expired {
+        /// The peer.
+        name: ClusterName,
     },
     /// The operator took the peer's file away, or the peer's id changed: withdraw all of it.
     Removed {

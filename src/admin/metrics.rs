@@ -219,6 +219,8 @@ fn mesh_samples(state: State) -> Read {
                 Kind::Identities => "identities",
                 Kind::Ips => "ips",
                 Kind::Services => "services",
+                Kind::ServiceExports => "service-exports",
+                Kind::EndpointSlices => "endpoint-slices",
             };
             let labels = vec![cluster.to_string(), kind.to_owned()];
             samples.push(Sample {

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     limits::{MEMBERS_MAX, PEER_QUEUE_BATCHES},
-    mesh::Mesh,
+    mesh::{Mesh, Terms},
     peer::MemberEvent,
     types::ClusterName,
 };
@@ -48,8 +48,12 @@ pub(super) async fn run(
                 members.insert(name, ReceiverStream::new(receiver));
             }
             Some((_, event)) = members.next(), if !members.is_empty() => match event {
-                MemberEvent::Connected { name, id } => mesh.connected(&name, id),
+                MemberEvent::Connected { name, id, config, allowed_cidrs } => {
+                    let terms = Terms { id, config, allowed_cidrs };
+                    mesh.connected(&name, terms);
+                }
                 MemberEvent::Keys { name, events } => mesh.apply(&name, events),
+                MemberEvent::Expired { name } => mesh.expire_services(&name),
                 MemberEvent::Removed { name } => mesh.removed(&name),
             },
         }

@@ -1,12 +1,14 @@
 //! The own cluster as the mesh's first member: its store is read by the same follower as a peer's,
 //! over connections that are made once everything local is in it.
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     etcd::Connector,
     follower::{Follower, Sink, Subject},
-    keyspace::{Kind, Layout},
+    keyspace::{ClusterConfig, Kind, Layout},
     peer::MemberEvent,
     types::{ClusterId, ClusterName},
 };
@@ -27,10 +29,18 @@ pub(super) async fn run(
     let subject = Subject {
         cluster: name.clone(),
         layout: Layout::State,
-        kinds: Kind::ALL.to_vec(),
+        kinds: Kind::BASIC.to_vec(),
         canaries: false,
     };
-    let connected = sink.send(MemberEvent::Connected { name, id });
+    let connected = sink.send(MemberEvent::Connected {
+        name,
+        id,
+        config: ClusterConfig {
+            id: id.get(),
+            ..ClusterConfig::default()
+        },
+        allowed_cidrs: Arc::default(),
+    });
     match cancel.run_until_cancelled(connected).await {
         Some(sent) => sent?,
         None => return Ok(()),

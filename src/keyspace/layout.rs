@@ -46,9 +46,8 @@ impl Layout {
     pub fn prefix(self, kind: Kind, cluster: &ClusterName) -> String {
         let base = self.base(kind);
         match (self, kind) {
-            (_, Kind::Nodes | Kind::Services) | (Self::Cache, Kind::Ips) => {
-                format!("{base}/{cluster}/")
-            }
+            (_, Kind::Nodes | Kind::Services | Kind::ServiceExports | Kind::EndpointSlices)
+            | (Self::Cache, Kind::Ips) => format!("{base}/{cluster}/"),
             (Self::State, Kind::Ips) => format!("{base}/default/"),
             (Self::State, Kind::Identities) => format!("{base}/id/"),
             (Self::Cache, Kind::Identities) => format!("{base}/{cluster}/id/"),
@@ -78,7 +77,17 @@ impl Layout {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Nodes, Self::Identities, Self::Ips, Self::Services];
+    pub const ALL: [Self; 6] = [
+        Self::Nodes,
+        Self::Identities,
+        Self::Ips,
+        Self::Services,
+        Self::ServiceExports,
+        Self::EndpointSlices,
+    ];
+
+    /// The kinds that every producer writes. Whether there are others, its configuration says.
+    pub const BASIC: [Self; 4] = [Self::Nodes, Self::Identities, Self::Ips, Self::Services];
 
     /// The word that stands for the kind in keys.
     #[must_use]
@@ -88,6 +97,8 @@ impl Kind {
             Self::Identities => "identities",
             Self::Ips => "ip",
             Self::Services => "services",
+            Self::ServiceExports => "serviceexports",
+            Self::EndpointSlices => "endpointslices",
         }
     }
 }
@@ -102,17 +113,6 @@ pub fn cluster_config_key(cluster: &ClusterName) -> String {
 #[must_use]
 pub fn synced_prefix(cluster: &ClusterName) -> String {
     format!("cilium/synced/{cluster}/")
-}
-
-/// The canary of service exports, a kind that is always empty here: readers that know it wait for
-/// it, so it is written like the others.
-#[must_use]
-pub fn service_exports_canary(layout: Layout, cluster: &ClusterName) -> String {
-    format!(
-        "{}{}serviceexports/v1",
-        synced_prefix(cluster),
-        layout.root()
-    )
 }
 
 /// The kind and tree whose canary a key is; unknown canaries are nobody's.

@@ -419,6 +419,8 @@ fn keys_follow_the_table() {
             "cilium/state/identities/v1/id/",
             "cilium/state/ip/v1/default/",
             "cilium/state/services/v1/west/",
+            "cilium/state/serviceexports/v1/west/",
+            "cilium/state/endpointslices/v1/west/",
         ]
     );
     assert_eq!(
@@ -428,6 +430,8 @@ fn keys_follow_the_table() {
             "cilium/cache/identities/v1/west/id/",
             "cilium/cache/ip/v1/west/",
             "cilium/cache/services/v1/west/",
+            "cilium/cache/serviceexports/v1/west/",
+            "cilium/cache/endpointslices/v1/west/",
         ]
     );
     assert_eq!(

@@ -94,6 +94,7 @@ pub(super) fn decode(
             ServiceRecord::decode(value)?.check(suffix, author.name, author.id)?;
             plain(Record::Service)
         }
+        Kind::ServiceExports | Kind::EndpointSlices => plain(Record::Inert),
     }
 }
 

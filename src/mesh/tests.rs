@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Delta, Deltas, IpTarget, Mesh, Settings};
+use super::{Delta, Deltas, IpTarget, Mesh, Settings, Terms};
 use crate::{
-    keyspace::{KeyEvent, Kind},
+    keyspace::{ClusterConfig, KeyEvent, Kind},
     store::{Options, Store},
     types::{ClusterId, ClusterName, IdentityId, MaxClusters},
 };
@@ -24,6 +24,14 @@ fn name(text: &str) -> ClusterName {
     text.parse().unwrap()
 }
 
+fn terms(n: u32) -> Terms {
+    Terms {
+        id: id(n),
+        config: ClusterConfig::default(),
+        allowed_cidrs: Arc::default(),
+    }
+}
+
 impl Bench {
     /// `east` (id 1) with the peer `west` (id 2) connected.
     fn new() -> Self {
@@ -39,8 +47,8 @@ impl Bench {
             node_name: "node1".into(),
         };
         let mut mesh = Mesh::new(settings, cache.clone(), deltas.clone());
-        mesh.connected(&name("east"), id(1));
-        mesh.connected(&name("west"), id(2));
+        mesh.connected(&name("east"), terms(1));
+        mesh.connected(&name("west"), terms(2));
         Self {
             mesh,
             cache,
@@ -280,7 +288,7 @@ fn removal_withdraws_everything_of_the_peer_and_nothing_else() {
 fn c10_a_peer_with_a_new_id_starts_afresh() {
     let mut bench = Bench::new();
     bench.put("west", Kind::Ips, "10.2.0.1", &ip("10.2.0.1", WEST_1));
-    bench.mesh.connected(&name("west"), id(3));
+    bench.mesh.connected(&name("west"), terms(3));
     assert_eq!(
         bench.taken(),
         [gone("10.2.0.1"), Delta::Removed { cluster: id(2) }]

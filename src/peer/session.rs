@@ -210,7 +210,12 @@ impl Context {
         told.announced = Some(id);
         let name = self.name.clone();
         self.sink
-            .send(MemberEvent::Connected { name, id })
+            .send(MemberEvent::Connected {
+                name,
+                id,
+                config: config.clone(),
+                allowed_cidrs: Arc::default(),
+            })
             .await
             .map_err(Error::Follow)
     }
@@ -220,7 +225,7 @@ impl Context {
         Subject {
             cluster: self.name.clone(),
             layout: if cached { Layout::Cache } else { Layout::State },
-            kinds: Kind::ALL.to_vec(),
+            kinds: Kind::BASIC.to_vec(),
             canaries: config.capabilities.synced_canaries,
         }
     }
@@ -305,6 +310,7 @@ impl SyncedKinds {
             Kind::Identities => self.identities = true,
             Kind::Ips => self.endpoints = true,
             Kind::Services => self.services = true,
+            Kind::ServiceExports | Kind::EndpointSlices => {}
         }
     }
 

@@ -87,8 +87,7 @@ impl Entries {
 
     /// Every record, identities before addresses.
     pub(super) fn all(&self) -> impl Iterator<Item = Touched> {
-        let order = [Kind::Nodes, Kind::Identities, Kind::Ips, Kind::Services];
-        order.into_iter().flat_map(|kind| {
+        Kind::BASIC.into_iter().flat_map(|kind| {
             let entries = self.kinds.get(&kind).into_iter().flatten();
             entries.map(move |(suffix, _)| (kind, suffix.clone()))
         })
@@ -166,7 +165,7 @@ fn identity_id(suffix: &[u8]) -> Option<IdentityId> {
 fn seen_as(kind: Kind, suffix: &[u8], value: &[u8]) -> SeenAs {
     match kind {
         Kind::Nodes => SeenAs::Node,
-        Kind::Services => SeenAs::Service,
+        Kind::Services | Kind::ServiceExports | Kind::EndpointSlices => SeenAs::Service,
         Kind::Identities => identity_id(suffix).map_or(SeenAs::Opaque, |id| {
             SeenAs::Identity(id, Labels::parse(&String::from_utf8_lossy(value)))
         }),

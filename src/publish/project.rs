@@ -90,7 +90,7 @@ impl Projection {
         let subject = Subject {
             cluster: self.options.cluster.clone(),
             layout: Layout::State,
-            kinds: Kind::ALL.to_vec(),
+            kinds: Kind::BASIC.to_vec(),
             canaries: false,
         };
         let sink = Sink::new(sender, |events| events);
@@ -178,7 +178,7 @@ impl Projection {
     fn completed_with(&mut self, kind: Kind) -> Vec<Kind> {
         self.listed.insert(kind);
         let mut completed = Vec::new();
-        for kind in Kind::ALL {
+        for kind in Kind::BASIC {
             let shown = kind != Kind::Ips || self.listed.contains(&Kind::Identities);
             if shown && self.listed.contains(&kind) && self.complete.insert(kind) {
                 completed.push(kind);
@@ -228,13 +228,13 @@ impl Projection {
         put(store, key.into(), config.encode().into())
     }
 
-    /// Also for a kind without entries. The one that we never have goes with the services.
+    /// Also for a kind without entries. Service exports, of which we never have any, go with the
+    /// services: readers that know them wait for their canary.
     fn put_canaries(&self, store: &Store, kind: Kind) -> Result<(), Error> {
         let cluster = &self.options.cluster;
         self.put_always(store, Layout::State.canary(kind, cluster))?;
         if kind == Kind::Services {
-            let exports = keyspace::service_exports_canary(Layout::State, cluster);
-            self.put_always(store, exports)?;
+            self.put_always(store, Layout::State.canary(Kind::ServiceExports, cluster))?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
-use tokio::sync::{mpsc, watch};
+use std::sync::Arc;
 
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Datapath, Known, reconciled};
@@ -9,9 +10,9 @@ use crate::{
         datapath::Memory,
         reconcile::{Reconciler, Status},
     },
-    keyspace::{KeyEvent, Kind},
+    keyspace::{ClusterConfig, KeyEvent, Kind},
     lifecycle::{Readiness, Tasks},
-    mesh::{Deltas, Mesh, Settings},
+    mesh::{Deltas, Mesh, Settings, Terms},
     policy::{self, Engine, directory::PolicyEvent},
     store::{Options, Store},
     types::{ClusterId, ClusterName, MaxClusters},
@@ -23,6 +24,14 @@ fn id(n: u32) -> ClusterId {
 
 fn name(text: &str) -> ClusterName {
     text.parse().unwrap()
+}
+
+fn terms(n: u32) -> Terms {
+    Terms {
+        id: id(n),
+        config: ClusterConfig::default(),
+        allowed_cidrs: Arc::default(),
+    }
 }
 
 /// A mesh with a queue of four, the datapath task's state behind it, and a kernel that still holds
@@ -48,7 +57,7 @@ impl Street {
             history_max: 100,
         });
         let mut mesh = Mesh::new(settings, cache, deltas.clone());
-        mesh.connected(&name("west"), id(2));
+        mesh.connected(&name("west"), terms(2));
         let engine = Engine::new(policy::Options {
             cluster: name("east"),
             default_local_cluster: true,
@@ -139,7 +148,7 @@ fn lost_removed_still_sweeps_its_cluster() {
     street.put("west", 2, 9);
     street.overrun();
     street.mesh.removed(&name("west"));
-    street.mesh.connected(&name("north"), id(3));
+    street.mesh.connected(&name("north"), terms(3));
     street.put("north", 3, 5);
     let (changes, status) = street.overrun();
     assert!(changes.contains(&Change::RemovedCluster { cluster: id(2) }));
