@@ -462,8 +462,12 @@ fn spawn_peers(
         cluster: config.cluster_name.clone(),
         id: config.cluster_id,
         max_clusters: config.max_clusters,
+        cache_ttl: config.clustermesh_cache_ttl,
         trust: Some(server_tls.trust()),
         clock: telemetry::wall_clock,
+        timing: peer::Timing::default(),
+        dial: peer::Dial::default(),
+        random: peer::Random::default(),
     };
     let registry = peer::Registry::new(options, move |name| join.join(name.clone()));
     let (running, cancel) = (registry.clone(), tasks.token());

@@ -7,9 +7,12 @@
 //! Invariant: a client has one TCP connection; when that breaks, every call fails and the owner
 //! builds a new client.
 //! Absent on purpose: any reconnecting; [`Connector`] says how to, its owner when.
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,6 +21,7 @@ pub use etcd_client::{
     TxnOpResponse, TxnResponse,
 };
 use futures::future::BoxFuture;
+use tokio::time::Instant;
 
 pub use self::{
     connect::{ConnectOptions, Endpoint, EndpointError, HostAliases},
@@ -34,6 +38,9 @@ mod write;
 
 /// Among the errors of a store's status: its keys are lost with its process. Our own face says so.
 pub const IN_MEMORY: &str = "this store keeps its keys in memory";
+
+/// What is tried, in errors, when a user and its password are given.
+pub const LOG_IN: &str = "log in to";
 
 /// Makes connections to one keyspace, wherever that is. Cheap to clone.
 #[derive(Clone)]
@@ -85,10 +92,16 @@ impl Client {
     /// The pinned cluster id; `None` before the first reply.
     #[must_use]
     pub fn cluster_id(&self) -> Option<u64> {
-        match self.pin.0.load(Ordering::Relaxed) {
+        match self.pin.id.load(Ordering::Relaxed) {
             0 => None,
             id => Some(id),
         }
+    }
+
+    /// When the server was last heard from; stays readable after the client is gone.
+    #[must_use]
+    pub fn heard(&self) -> Heard {
+        self.pin.heard.clone()
     }
 
     /// One key's value, read linearizably; `None` if there is no such key. Cancel safe.
@@ -96,12 +109,32 @@ impl Client {
     /// # Errors
     /// [`Error::Call`], or a broken pin.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
+        Ok(self.get_from(key).await?.0)
+    }
+
+    /// As [`Self::get`], with the revision from which a watch sees every later change. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn get_from(&self, key: &str) -> Result<(Option<Bytes>, i64), Error> {
         let mut kv = self.kv.clone();
         let call = kv.get(key, None);
         let mut response = call_within("get", key, call).await?;
-        self.pin.check(response.header())?;
+        let revision = self.pin.check(response.header())?;
         let entry = response.take_kvs().into_iter().next();
-        Ok(entry.map(|entry| Bytes::from(entry.into_key_value().1)))
+        let value = entry.map(|entry| Bytes::from(entry.into_key_value().1));
+        Ok((value, revision.saturating_add(1)))
+    }
+
+    /// Asks for a key that need not exist, only to hear from the server. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Error::Call`], or a broken pin.
+    pub async fn probe(&self, key: &str) -> Result<(), Error> {
+        let mut kv = self.kv.clone();
+        let options = GetOptions::new().with_serializable().with_keys_only();
+        let response = call_within("probe", key, kv.get(key, Some(options))).await?;
+        self.pin.check(response.header()).map(drop)
     }
 
     /// Each of these keys as it is now, read linearizably, a hundred at a time: together they are no
@@ -153,13 +186,54 @@ impl Client {
     }
 }
 
-/// The first cluster id seen; 0 until then.
+/// When a server was last heard from. Cheap to clone; keeps no connection.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    opened: Instant,
+    /// Milliseconds between `opened` and the last message.
+    millis: Arc<AtomicU64>,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self {
+            opened: Instant::now(),
+            millis: Arc::default(),
+        }
+    }
+}
+
+impl Heard {
+    /// The time of the last message, of the connection's making if there was none.
+    #[must_use]
+    pub fn at(&self) -> Instant {
+        self.opened + Duration::from_millis(self.millis.load(Ordering::Relaxed))
+    }
+
+    /// True if there was a message at all.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.millis.load(Ordering::Relaxed) != 0
+    }
+
+    fn now(&self) {
+        let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis.max(1), Ordering::Relaxed);
+    }
+}
+
+/// What is known of the server behind a connection.
 #[derive(Debug, Clone, Default)]
-struct Pin(Arc<AtomicU64>);
+struct Pin {
+    /// The first cluster id seen; 0 until then.
+    id: Arc<AtomicU64>,
+    heard: Heard,
+}
 
 impl Pin {
     /// Checks a reply's header and returns its revision.
     fn check(&self, header: Option<&etcd_client::ResponseHeader>) -> Result<i64, Error> {
+        self.heard.now();
         let header = header.ok_or(Error::NoHeader)?;
         self.check_id(header.cluster_id())?;
         Ok(header.revision())
@@ -170,7 +244,7 @@ impl Pin {
             return Err(Error::NoHeader);
         }
         match self
-            .0
+            .id
             .compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed)
         {
             Ok(_) => Ok(()),

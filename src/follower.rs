@@ -74,14 +74,23 @@ pub enum Error {
 }
 
 impl Error {
-    /// What follows from it.
+    /// The client's error below it, if there is one.
     #[must_use]
-    pub const fn class(&self) -> Class {
+    pub const fn etcd(&self) -> Option<&EtcdError> {
         match self {
             Self::Connect { source, .. }
             | Self::Follow { source, .. }
-            | Self::Canaries { source, .. } => source.class(),
-            Self::Closed => Class::Fatal,
+            | Self::Canaries { source, .. } => Some(source),
+            Self::Closed => None,
+        }
+    }
+
+    /// What follows from it.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        match self.etcd() {
+            Some(source) => source.class(),
+            None => Class::Fatal,
         }
     }
 }
@@ -153,8 +162,20 @@ pub struct Subject {
     pub layout: Layout,
     /// Which of them.
     pub kinds: Vec<Kind>,
+    /// Kinds that the cluster does not write: told once as an empty list, so that nothing stays of
+    /// them and nobody waits for them.
+    pub absent: Vec<Kind>,
     /// Start a kind only when its canary exists.
     pub canaries: bool,
+}
+
+/// How far a kind came in a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Its canary is there.
+    Canary(Kind),
+    /// It was listed or resumed, or is absent.
+    Complete(Kind),
 }
 
 /// Follows one subject and knows how far it came.
@@ -162,20 +183,48 @@ pub struct Subject {
 pub struct Follower {
     subject: Subject,
     kinds: Vec<KindMachine>,
+    /// Absent kinds that were told.
+    told_absent: Vec<Kind>,
 }
 
 impl Follower {
     /// Knows nothing yet, so the first connection lists.
     #[must_use]
     pub fn new(subject: Subject) -> Self {
-        let machine = |kind: &Kind| {
-            let prefix = subject.layout.prefix(*kind, &subject.cluster);
-            KindMachine::new(*kind, &prefix)
-        };
+        let kinds = &subject.kinds;
         Self {
-            kinds: subject.kinds.iter().map(machine).collect(),
+            kinds: kinds.iter().map(|k| machine(&subject, *k)).collect(),
             subject,
+            told_absent: Vec::new(),
         }
+    }
+
+    /// Follows something else from the next connection on. What is known of kinds that stay, in
+    /// the same tree, is kept.
+    pub fn retarget(&mut self, subject: Subject) {
+        let old = std::mem::replace(self, Self::new(subject));
+        let (now, then) = (&self.subject, &old.subject);
+        if (now.layout, &now.cluster) != (then.layout, &then.cluster) {
+            return;
+        }
+        for known in old.kinds {
+            let mut kinds = self.kinds.iter_mut();
+            if let Some(machine) = kinds.find(|machine| machine.kind() == known.kind()) {
+                *machine = known;
+            }
+        }
+        self.told_absent = old.told_absent;
+        self.told_absent.retain(|kind| now.absent.contains(kind));
+    }
+
+    /// Lists these kinds at the next connection: the receiver does not hold them any more.
+    pub fn forget(&mut self, kinds: &[Kind]) {
+        for machine in &mut self.kinds {
+            if kinds.contains(&machine.kind()) {
+                *machine = self::machine(&self.subject, machine.kind());
+            }
+        }
+        self.told_absent.retain(|kind| !kinds.contains(kind));
     }
 
     /// What it follows.
@@ -184,7 +233,7 @@ impl Follower {
         &self.subject
     }
 
-    /// Follows until the connection breaks. Calls `complete` when a kind was listed or resumed.
+    /// Follows until the connection breaks. Calls `progress` as each kind comes on.
     /// Dropping the future ends it between two batches or in front of one; the next call goes on
     /// there. The receiver must be the same in all calls, and keep what it was told in between.
     ///
@@ -194,14 +243,29 @@ impl Follower {
         &mut self,
         client: &Client,
         sink: &Sink<T>,
-        complete: impl Fn(Kind),
+        progress: impl Fn(Progress),
     ) -> Result<Infallible, Error> {
-        let Self { subject, kinds } = self;
+        let Self {
+            subject,
+            kinds,
+            told_absent,
+        } = self;
         let subject = &*subject;
+        for kind in subject.absent.iter().copied() {
+            if !told_absent.contains(&kind) {
+                let list = || {
+                    told_absent.push(kind);
+                    vec![KeyEvent::BeginList { kind }, KeyEvent::EndList { kind }]
+                };
+                sink.events(list).await?;
+            }
+            progress(Progress::Complete(kind));
+        }
+        let progress = &progress;
         let (open, gate) = watch::channel(Vec::new());
         let canaries = async {
             if subject.canaries {
-                follow_canaries(client, subject, &open).await
+                follow_canaries(client, subject, &open, progress).await
             } else {
                 open.send_replace(subject.kinds.clone());
                 std::future::pending().await
@@ -209,15 +273,15 @@ impl Follower {
         };
         let kinds = try_join_all(kinds.iter_mut().map(|machine| {
             let mut gate = gate.clone();
-            let complete = &complete;
             async move {
                 gate.wait_for(|open: &Vec<Kind>| open.contains(&machine.kind()))
                     .await
                     .map_err(|_closed| Error::Closed)?;
-                follow_kind(client, subject, machine, sink, complete).await
+                follow_kind(client, subject, machine, sink, progress).await
             }
         }));
         tokio::select! {
+            biased;
             result = canaries => result,
             result = kinds => match result {
                 Err(error) => Err(error),
@@ -244,7 +308,11 @@ impl Follower {
                 let complete = AtomicBool::new(false);
                 let result = match connect().await {
                     Ok(client) => {
-                        let note = |_| complete.store(true, Ordering::Relaxed);
+                        let note = |progress| {
+                            if let Progress::Complete(_) = progress {
+                                complete.store(true, Ordering::Relaxed);
+                            }
+                        };
                         self.follow(&client, &sink, note).await
                     }
                     Err(source) => Err(Error::Connect {
@@ -272,12 +340,16 @@ impl Follower {
     }
 }
 
+fn machine(subject: &Subject, kind: Kind) -> KindMachine {
+    KindMachine::new(kind, &subject.layout.prefix(kind, &subject.cluster))
+}
+
 async fn follow_kind<T: Send>(
     client: &Client,
     subject: &Subject,
     machine: &mut KindMachine,
     sink: &Sink<T>,
-    complete: &impl Fn(Kind),
+    progress: &impl Fn(Progress),
 ) -> Result<Infallible, Error> {
     let kind = machine.kind();
     let prefix = subject.layout.prefix(kind, &subject.cluster);
@@ -294,7 +366,7 @@ async fn follow_kind<T: Send>(
                 Some(from) => from,
                 None => list(client, &prefix, machine, sink).await?,
             };
-            complete(kind);
+            progress(Progress::Complete(kind));
             watch_from(client, &prefix, from, machine, sink).await
         };
         let Err(failure) = round.await;
@@ -402,6 +474,7 @@ async fn follow_canaries(
     client: &Client,
     subject: &Subject,
     open: &watch::Sender<Vec<Kind>>,
+    progress: &impl Fn(Progress),
 ) -> Result<Infallible, Error> {
     let (cluster, prefix) = (&subject.cluster, keyspace::synced_prefix(&subject.cluster));
     let failed = |source| Error::Canaries {
@@ -416,6 +489,7 @@ async fn follow_canaries(
             let fresh = layout == subject.layout && !open.contains(&kind);
             if fresh {
                 open.push(kind);
+                progress(Progress::Canary(kind));
             }
             fresh
         });

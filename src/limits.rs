@@ -116,6 +116,11 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// HTTP/2 ping interval and patience, as Cilium sets them for its etcd clients.
 pub const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(25));
+/// How much an etcd may send ahead on one stream: a second of a fast line.
+pub const CLIENT_STREAM_WINDOW: u32 = 1 << 20;
+/// And on all streams of a connection: more than all kinds together may leave unread while the mesh
+/// is busy, so that answers to probes still get through.
+pub const CLIENT_CONNECTION_WINDOW: u32 = 16 << 20;
 /// First page of a list in keys; halved when a page exceeds `MESSAGE_BYTES_MAX`.
 pub const LIST_PAGE_KEYS: i64 = 4096;
 /// Largest gRPC message taken from an etcd: above a page of many values, far below memory limits.
@@ -136,16 +141,31 @@ pub const PEER_BACKOFF: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(10));
 /// How often missing certificate files are looked for.
 pub const PEER_FILES_WAIT: Duration = Duration::from_secs(1);
+/// Longest attempt at one endpoint, to the end of its heartbeat's list: dialling, the handshake and
+/// a few answers.
+pub const PEER_ATTEMPT: Duration = Duration::from_secs(20);
 /// A peer whose heartbeat key did not change for this long is reconnected (two write periods).
 pub const HEARTBEAT_STALE: Duration = Duration::from_secs(120);
-/// How often liveness is judged and the peer's CA file compared.
-pub const LIVENESS_INTERVAL: Duration = Duration::from_secs(5);
-/// How often a connected peer's cluster-config is compared; it changes by hand only.
-pub const CLUSTER_CONFIG_CHECK: Duration = Duration::from_secs(30);
-/// How long a connected peer may lack its cluster-config before the connection is rebuilt.
+/// A connected peer that was silent for this long is asked for a sign of life.
+pub const PEER_PROBE: Duration = Duration::from_secs(4);
+/// A peer that was silent for this long, though asked, hangs: it is reconnected.
+pub const PEER_HANG: Duration = Duration::from_secs(12);
+/// How often the CA and certificate files of a connected peer are compared.
+pub const PEER_TRUST_CHECK: Duration = Duration::from_secs(5);
+/// How long a connected peer may lack an acceptable cluster-config before the connection is rebuilt.
 pub const CLUSTER_CONFIG_WAIT: Duration = Duration::from_secs(180);
-/// Batches of events that may wait between a peer's session and the mesh.
-pub const PEER_QUEUE_BATCHES: usize = 64;
+/// Pause before the watch of a single key or the heartbeat is opened again.
+pub const PEER_REWATCH: Duration = Duration::from_millis(100);
+/// Batches of events that may wait between a session and the mesh, which takes them at once; one of
+/// them may be a page of `MESSAGE_BYTES_MAX`.
+pub const PEER_QUEUE_BATCHES: usize = 4;
+/// Most entries of one member that wait for the mesh, one per key; then its session waits. The mesh
+/// applies as many within milliseconds, and that is how old a change can get.
+pub const MEMBER_PENDING_ENTRIES: usize = 8_192;
+/// Most bytes of them, unless a single batch is longer.
+pub const MEMBER_PENDING_BYTES: usize = 8 << 20;
+/// Entries of one member that the mesh applies before the next member has its turn.
+pub const MEMBER_SLICE: usize = 256;
 
 // --- mesh ---
 /// Members that may join before the mesh takes notice; no mesh has more.

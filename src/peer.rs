@@ -1,28 +1,35 @@
 //! Who is configured as a peer, and the state of the session with each.
 //!
-//! [`Registry`] watches the directory of peer files and keeps one actor per peer; the actor runs
-//! sessions (connect, check, follow) with backoff, and hands events to that peer's own channel.
+//! [`Registry`] watches the directory of peer files and keeps one actor per peer. A pure state
+//! machine decides what the actor does next (which endpoint, how long to wait, what to accept); the
+//! actor dials, watches, and hands events to that peer's own channel.
 //! Invariant: after `Removed` nothing of that peer follows before the next `Connected`, and a lost
 //! connection never withdraws anything.
 //! Invariant: a file that cannot be parsed or read changes nothing for a running peer.
-//! Absent on purpose: knowing entries; the mesh does. Wall clock: it comes as an argument.
+//! Absent on purpose: knowing entries; the mesh does. Wall clock, chance and the way to dial: they
+//! come as arguments.
 use std::{path::PathBuf, sync::Arc};
 
 use crate::{
-    keyspace::{ClusterConfig, KeyEvent},
+    keyspace::{ClusterConfig, KeyEvent, Kind},
     types::{ClusterId, ClusterName, IpPrefix},
 };
 
 pub use self::{
     config_file::{ConfigFile, ConfigFileError},
-    registry::{Options, Registry},
+    options::{Dial, Options, Random, Timing},
+    pending::Pending,
+    registry::Registry,
 };
 
 mod actor;
 mod config_file;
 mod directory;
+mod link;
+mod machine;
+mod options;
+mod pending;
 mod registry;
-mod session;
 mod shared;
 
 /// What the mesh learns of one peer, in order.
@@ -74,6 +81,14 @@ pub struct PeerStatus {
     pub connected: bool,
     /// One line about the lowest layer that fails, or the connection.
     pub status: String,
+    /// The lowest layer that fails; `None` if none does.
+    pub layer: Option<Layer>,
+    /// The endpoint in use, or the one tried last: host and port.
+    pub endpoint: Option<String>,
+    /// What works but is surely not meant, such as unknown keys in the file.
+    pub warnings: Vec<String>,
+    /// When its server last sent something, Unix milliseconds; `None` before the first time.
+    pub last_heard: Option<u64>,
     /// Its etcd's cluster id.
     pub etcd_cluster_id: Option<u64>,
     /// What its cluster-config says; `None` until retrieved.
@@ -86,6 +101,28 @@ pub struct PeerStatus {
     pub last_failure: Option<u64>,
 }
 
+/// What a session stands on, lowest first. A layer that fails hides those above it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// The peer file, and the files that it names.
+    File,
+    /// The address of the endpoint's host.
+    Resolve,
+    /// The TCP connection.
+    Tcp,
+    /// Handshake, certificates and HTTP/2 on top of it.
+    Tls,
+    /// The right to read.
+    Authorization,
+    /// The peer's cluster-config: there, valid and acceptable.
+    ClusterConfig,
+    /// The peer's word that its kinds are complete.
+    Canaries,
+    /// The peer's signs of life, and that they are of one store.
+    Heartbeat,
+}
+
 /// The parts of a peer's cluster-config that matter to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -96,10 +133,15 @@ pub struct RemoteConfig {
     pub kvstoremesh: bool,
     /// It writes canaries.
     pub sync_canaries: bool,
+    /// It can export services by MCS-API (`Some`), and does (`true`).
+    pub service_exports_enabled: Option<bool>,
+    /// It writes endpoint slices.
+    pub endpoint_slices: bool,
 }
 
 /// Which kinds are synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct SyncedKinds {
     /// `nodes/v1`
     pub nodes: bool,
@@ -109,4 +151,25 @@ pub struct SyncedKinds {
     pub identities: bool,
     /// `services/v1`
     pub services: bool,
+    /// `serviceexports/v1`; true also where the peer does not write them.
+    pub service_exports: bool,
+    /// `endpointslices/v1`; true also where the peer does not write them.
+    pub endpoint_slices: bool,
+}
+
+impl FromIterator<Kind> for SyncedKinds {
+    fn from_iter<I: IntoIterator<Item = Kind>>(kinds: I) -> Self {
+        let mut synced = Self::default();
+        for kind in kinds {
+            *match kind {
+                Kind::Nodes => &mut synced.nodes,
+                Kind::Ips => &mut synced.endpoints,
+                Kind::Identities => &mut synced.identities,
+                Kind::Services => &mut synced.services,
+                Kind::ServiceExports => &mut synced.service_exports,
+                Kind::EndpointSlices => &mut synced.endpoint_slices,
+            } = true;
+        }
+        synced
+    }
 }

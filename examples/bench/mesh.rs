@@ -85,11 +85,10 @@ pub(crate) async fn read(certs: &Path, cache: &str, addresses: u32) -> Result<()
         Layout::Cache.canary(Kind::Identities, &east),
     ];
     let options = ConnectOptions {
-        endpoints: vec![cache.parse()?],
         tls: world::client_options(certs, "local"),
         ..ConnectOptions::default()
     };
-    let client = Client::connect(&options).await?;
+    let client = Client::connect(&options, &cache.parse()?).await?;
     println!("ready");
     let deadline = Instant::now() + LIMIT;
     for key in &keys {

@@ -1,13 +1,18 @@
 //! The one task that owns the mesh: takes the events of all members, each from a bounded channel
-//! of its own, so that a busy member makes only itself wait.
+//! of its own, merges what is pending by key, and gives each member a slice in turn: a busy member
+//! makes only itself wait, and the mesh never works on what is outdated.
+use std::{
+    future::poll_fn,
+    task::{Context, Poll},
+};
+
 use tokio::sync::mpsc;
-use tokio_stream::{StreamExt as _, StreamMap, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    limits::{MEMBERS_MAX, PEER_QUEUE_BATCHES},
+    limits::{MEMBER_SLICE, MEMBERS_MAX, PEER_QUEUE_BATCHES},
     mesh::{Mesh, Terms},
-    peer::MemberEvent,
+    peer::{MemberEvent, Pending},
     types::ClusterName,
 };
 
@@ -35,27 +40,136 @@ pub(super) fn channel() -> (Members, mpsc::Receiver<Joining>) {
 }
 
 /// Applies members' events until cancelled.
-pub(super) async fn run(
-    mut mesh: Mesh,
-    mut joining: mpsc::Receiver<Joining>,
-    cancel: CancellationToken,
-) {
-    let mut members = StreamMap::new();
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            Some((name, receiver)) = joining.recv() => {
-                members.insert(name, ReceiverStream::new(receiver));
+pub(super) async fn run(mesh: Mesh, joining: mpsc::Receiver<Joining>, cancel: CancellationToken) {
+    let mut work = Work {
+        mesh,
+        joining,
+        members: Vec::new(),
+        turn: 0,
+    };
+    cancel.run_until_cancelled(work.run()).await;
+}
+
+struct Work {
+    mesh: Mesh,
+    joining: mpsc::Receiver<Joining>,
+    members: Vec<Member>,
+    /// Whose slice is next.
+    turn: usize,
+}
+
+struct Member {
+    name: ClusterName,
+    events: mpsc::Receiver<MemberEvent>,
+    pending: Pending,
+    /// Its sender is gone; what is pending still counts.
+    closed: bool,
+}
+
+impl Work {
+    async fn run(&mut self) {
+        loop {
+            poll_fn(|context| self.absorb(context)).await;
+            while self.slice() {
+                // What came meanwhile is merged with what is pending; others get to run.
+                tokio::task::yield_now().await;
+                poll_fn(|context| {
+                    let _nothing_new = self.absorb(context);
+                    Poll::Ready(())
+                })
+                .await;
             }
-            Some((_, event)) = members.next(), if !members.is_empty() => match event {
-                MemberEvent::Connected { name, id, config, allowed_cidrs } => {
-                    let terms = Terms { id, config, allowed_cidrs };
-                    mesh.connected(&name, terms);
-                }
-                MemberEvent::Keys { name, events } => mesh.apply(&name, events),
-                MemberEvent::Expired { name } => mesh.expire_services(&name),
-                MemberEvent::Removed { name } => mesh.removed(&name),
-            },
+        }
+    }
+
+    /// Takes what the channels hold, as far as there is room. Ready if anything is pending.
+    fn absorb(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while let Poll::Ready(Some((name, events))) = self.joining.poll_recv(context) {
+            self.members.retain(|member| member.name != name);
+            self.members.push(Member {
+                pending: Pending::new(name.clone()),
+                name,
+                events,
+                closed: false,
+            });
+        }
+        for member in &mut self.members {
+            member.absorb(context);
+        }
+        self.members.retain(|m| !m.closed || !m.pending.is_empty());
+        let idle = self.members.iter().all(|m| m.pending.is_empty());
+        if idle { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// Applies a few events of the next member that has some; false if none has.
+    fn slice(&mut self) -> bool {
+        let count = self.members.len();
+        for step in 0..count {
+            let index = (self.turn + step) % count;
+            let Some(event) = self.members[index].pending.pop(MEMBER_SLICE) else {
+                continue;
+            };
+            self.turn = index + 1;
+            if let MemberEvent::Connected { .. } = event {
+                self.settle_removals(index);
+            }
+            self.apply(event);
+            return true;
+        }
+        false
+    }
+
+    /// Whoever connects may have the id of one that was removed before; that was told on another
+    /// channel, and must be done first.
+    fn settle_removals(&mut self, connecting: usize) {
+        let mut removed = Vec::new();
+        for (index, member) in self.members.iter_mut().enumerate() {
+            if index != connecting {
+                member.drain();
+                removed.extend(member.pending.take_removed());
+            }
+        }
+        removed.into_iter().for_each(|event| self.apply(event));
+    }
+
+    fn apply(&mut self, event: MemberEvent) {
+        match event {
+            MemberEvent::Connected {
+                name,
+                id,
+                config,
+                allowed_cidrs,
+            } => {
+                let terms = Terms {
+                    id,
+                    config,
+                    allowed_cidrs,
+                };
+                self.mesh.connected(&name, terms);
+            }
+            MemberEvent::Keys { name, events } => self.mesh.apply(&name, events),
+            MemberEvent::Expired { name } => self.mesh.expire_services(&name),
+            MemberEvent::Removed { name } => self.mesh.removed(&name),
+        }
+    }
+}
+
+impl Member {
+    /// Takes what its channel holds, as far as there is room.
+    fn absorb(&mut self, context: &mut Context<'_>) {
+        while !self.closed && !self.pending.is_full() {
+            match self.events.poll_recv(context) {
+                Poll::Ready(Some(event)) => self.pending.push(event),
+                Poll::Ready(None) => self.closed = true,
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Takes all that its channel holds, which is little.
+    fn drain(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            self.pending.push(event);
         }
     }
 }

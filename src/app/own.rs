@@ -30,6 +30,7 @@ pub(super) async fn run(
         cluster: name.clone(),
         layout: Layout::State,
         kinds: Kind::BASIC.to_vec(),
+        absent: Vec::new(),
         canaries: false,
     };
     let connected = sink.send(MemberEvent::Connected {

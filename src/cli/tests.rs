@@ -98,12 +98,16 @@ fn peers() -> Vec<PeerStatus> {
         cluster_id,
         kvstoremesh: false,
         sync_canaries: true,
+        service_exports_enabled: Some(false),
+        endpoint_slices: false,
     };
     let synced = SyncedKinds {
         nodes: true,
         endpoints: true,
         identities: true,
         services: true,
+        service_exports: true,
+        endpoint_slices: true,
     };
     let ready = PeerStatus {
         name: name("cluster2"),
@@ -111,6 +115,10 @@ fn peers() -> Vec<PeerStatus> {
         ready: true,
         connected: true,
         status: "etcd: 1/1 connected, has-quorum=true".to_owned(),
+        layer: None,
+        endpoint: Some("cluster2.mesh.cilium.io:2379".to_owned()),
+        warnings: Vec::new(),
+        last_heard: Some(1_000),
         etcd_cluster_id: Some(0xcdbc_8223_a113_5072),
         config: Some(config),
         synced,

@@ -37,6 +37,10 @@ pub struct Args {
     /// Directory of peer files, watched for changes [default: /var/lib/clustermesh].
     #[arg(long, value_name = "DIR", env = "TOMBOLO_CLUSTERMESH_CONFIG")]
     pub clustermesh_config: Option<String>,
+    /// How long a peer's services stay while it is out of reach, as 15m or 1h; addresses and
+    /// identities stay in any case. 0 is for ever [default: 0].
+    #[arg(long, value_name = "DURATION", env = "TOMBOLO_CLUSTERMESH_CACHE_TTL")]
+    pub clustermesh_cache_ttl: Option<String>,
     /// Directory for what must survive restarts [default: /var/lib/tombolo].
     #[arg(long, value_name = "DIR", env = "TOMBOLO_STATE_DIR")]
     pub state_dir: Option<String>,
@@ -132,13 +136,14 @@ impl Args {
     pub(super) fn given<'a>(
         &'a self,
         socket: &'a SocketArg,
-    ) -> [(&'static str, &'a Option<String>); 28] {
+    ) -> [(&'static str, &'a Option<String>); 29] {
         [
             ("cluster-name", &self.cluster_name),
             ("cluster-id", &self.cluster_id),
             ("max-connected-clusters", &self.max_connected_clusters),
             ("node-name", &self.node_name),
             ("clustermesh-config", &self.clustermesh_config),
+            ("clustermesh-cache-ttl", &self.clustermesh_cache_ttl),
             ("state-dir", &self.state_dir),
             ("socket-path", &socket.socket_path),
             ("kvstore", &self.kvstore),

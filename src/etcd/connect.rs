@@ -22,7 +22,7 @@ use crate::{
 /// Where a client connects to, and as whom.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConnectOptions {
-    /// Tried in random order; the first that answers is used.
+    /// Tried in random order, one at a time; each is a store of its own.
     pub endpoints: Vec<Endpoint>,
     /// For the endpoints that use TLS.
     pub tls: ClientOptions,
@@ -100,21 +100,12 @@ impl std::fmt::Display for Endpoint {
 }
 
 impl Client {
-    /// Connects to one of the endpoints. Cancel safe.
+    /// Connects to one of the options' endpoints. Cancel safe.
     ///
     /// # Errors
-    /// That of the last endpoint tried.
-    pub async fn connect(options: &ConnectOptions) -> Result<Self, Error> {
-        let mut endpoints: Vec<&Endpoint> = options.endpoints.iter().collect();
-        endpoints.shuffle(&mut rand::rng());
-        let mut last = Error::NoEndpoint;
-        for endpoint in endpoints {
-            match connect_one(options, endpoint).await {
-                Ok(client) => return Ok(client),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+    /// What hindered it, from the resolver to HTTP/2.
+    pub async fn connect(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Self, Error> {
+        connect_one(options, endpoint).await
     }
 
     /// Connects to a member of a cluster store, which must keep what it is told, and must have
@@ -163,14 +154,13 @@ impl Client {
 
 async fn connect_one(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Client, Error> {
     let address = endpoint.to_string();
-    let tcp = dial(options, endpoint)
-        .await
-        .map_err(|source| Error::Dial {
-            address: address.clone(),
-            source,
-        })?;
+    let addresses = resolve(options, endpoint).await?;
+    let tcp = dial(&addresses).await.map_err(|source| Error::Dial {
+        address: address.clone(),
+        source,
+    })?;
     let user = options.user.clone();
-    if endpoint.tls.unwrap_or_else(|| options.tls.ca.is_some()) {
+    if options.uses_tls(endpoint) {
         let tls = ClientTls::new(options.tls.clone());
         let stream = tls
             .connect(tcp, &endpoint.host)
@@ -185,22 +175,36 @@ async fn connect_one(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Cl
     }
 }
 
-async fn dial(options: &ConnectOptions, endpoint: &Endpoint) -> std::io::Result<TcpStream> {
-    let connect = async {
-        let tcp = match options.host_aliases.get(&endpoint.host) {
-            Some(addresses) => {
-                let addresses: Vec<SocketAddr> = addresses
-                    .iter()
-                    .map(|a| SocketAddr::new(*a, endpoint.port))
-                    .collect();
-                TcpStream::connect(addresses.as_slice()).await?
-            }
-            None => TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?,
-        };
-        tcp.set_nodelay(true)?;
-        Ok(tcp)
+impl ConnectOptions {
+    /// True if this endpoint is spoken to over TLS: it says so, or says nothing and there is a CA.
+    #[must_use]
+    pub fn uses_tls(&self, endpoint: &Endpoint) -> bool {
+        endpoint.tls.unwrap_or_else(|| self.tls.ca.is_some())
+    }
+}
+
+/// The endpoint's addresses: those that the options give its host, else the resolver's.
+async fn resolve(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Vec<SocketAddr>, Error> {
+    let Endpoint { host, port, .. } = endpoint;
+    if let Some(addresses) = options.host_aliases.get(host) {
+        return Ok(addresses.iter().map(|a| (*a, *port).into()).collect());
+    }
+    let failed = |source| Error::Resolve {
+        host: host.clone(),
+        source,
     };
-    tokio::time::timeout(limits::DIAL_TIMEOUT, connect).await?
+    let found = tokio::net::lookup_host((host.as_str(), *port));
+    let found = tokio::time::timeout(limits::DIAL_TIMEOUT, found).await;
+    match found.unwrap_or_else(|elapsed| Err(elapsed.into())) {
+        Ok(addresses) => Ok(addresses.collect()),
+        Err(source) => Err(failed(source)),
+    }
+}
+
+async fn dial(addresses: &[SocketAddr]) -> std::io::Result<TcpStream> {
+    let tcp = tokio::time::timeout(limits::DIAL_TIMEOUT, TcpStream::connect(addresses)).await??;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
 }
 
 async fn over<S>(
@@ -214,12 +218,15 @@ where
 {
     let http = |source| Error::Http {
         address: address.to_owned(),
+        tls,
         source,
     };
     let scheme = if tls { "https" } else { "http" };
     // tonic refuses to connect to https without its own TLS, so only the origin says it.
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
         .map_err(http)?
+        .initial_stream_window_size(limits::CLIENT_STREAM_WINDOW)
+        .initial_connection_window_size(limits::CLIENT_CONNECTION_WINDOW)
         .http2_keep_alive_interval(limits::KEEP_ALIVE.0)
         .keep_alive_timeout(limits::KEEP_ALIVE.1)
         .keep_alive_while_idle(true);
@@ -251,7 +258,7 @@ async fn client(
         options = options.with_user(name, password);
     }
     let from = etcd_client::Client::from_channel(channel, Some(options));
-    let client = super::call_within("log in to", address, from).await?;
+    let client = super::call_within(super::LOG_IN, address, from).await?;
     Ok(Client {
         kv: client
             .kv_client()

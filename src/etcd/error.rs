@@ -7,6 +7,15 @@ pub enum Error {
     /// The options name no endpoint.
     #[error("choose an endpoint: none configured")]
     NoEndpoint,
+    /// The host's name has no address.
+    #[error("resolve {host}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// No TCP connection.
     #[error("dial {address}")]
     Dial {
@@ -30,6 +39,8 @@ pub enum Error {
     Http {
         /// Host and port.
         address: String,
+        /// True below TLS, where this may be how a refused certificate shows.
+        tls: bool,
         /// Why.
         #[source]
         source: tonic::transport::Error,
@@ -128,7 +139,8 @@ impl Error {
             Self::Compacted { .. } => Class::Relist,
             Self::EntryTooLarge { .. } | Self::NoEndpoint => Class::Fatal,
             Self::File { .. } | Self::NotDurable { .. } => Class::Denied,
-            Self::Dial { .. }
+            Self::Resolve { .. }
+            | Self::Dial { .. }
             | Self::Tls { .. }
             | Self::Http { .. }
             | Self::Timeout { .. }

@@ -31,10 +31,25 @@ impl Client {
     /// # Errors
     /// [`Error::Call`] or [`Error::Timeout`] if the stream cannot be opened.
     pub async fn watch(&self, prefix: &str, from: i64) -> Result<Watch, Error> {
-        let options = WatchOptions::new()
-            .with_prefix()
-            .with_start_revision(from)
-            .with_progress_notify();
+        self.open_watch(prefix, WatchOptions::new().with_prefix(), from)
+            .await
+    }
+
+    /// Watches a single key, from revision `from` on (inclusive).
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub async fn watch_key(&self, key: &str, from: i64) -> Result<Watch, Error> {
+        self.open_watch(key, WatchOptions::new(), from).await
+    }
+
+    async fn open_watch(
+        &self,
+        prefix: &str,
+        options: WatchOptions,
+        from: i64,
+    ) -> Result<Watch, Error> {
+        let options = options.with_start_revision(from).with_progress_notify();
         let mut client = self.watch.clone();
         let call = client.watch(prefix, Some(options));
         let stream = super::call_within("watch", prefix, call).await?;

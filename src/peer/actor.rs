@@ -1,18 +1,18 @@
-//! One peer's life: sessions with backoff while its file is there, withdrawal when it goes.
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+//! One peer's life: asks the state machine what to do, and does it.
+use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::UNIX_EPOCH};
 
-use tokio::sync::watch;
+use futures::future::BoxFuture;
+use tokio::{
+    sync::{Mutex, watch},
+    time::{Instant, sleep_until},
+};
 
 use super::{
-    MemberEvent, SyncedKinds,
     config_file::ConfigFile,
-    session::{Context, Error, Told},
+    link::{self, Context, Link, Opened},
+    machine::{Effect, Failure, File, Input, Log, Machine, Rules},
 };
-use crate::limits;
+use crate::follower::{Error, Follower, Subject};
 
 /// What the registry wants; the last word counts.
 #[derive(Debug, Clone)]
@@ -25,207 +25,290 @@ pub(super) enum Desired {
 
 /// Runs until the registry drops its end or the mesh is gone.
 pub(super) async fn run(context: Context, mut desired: watch::Receiver<Desired>) {
-    let mut told = Told::default();
-    loop {
-        let wanted = desired.borrow_and_update().clone();
-        match wanted {
-            Desired::Removed => {
-                remove(&context, &mut told).await;
-                if desired.changed().await.is_err() {
-                    return;
-                }
-            }
-            Desired::Running(file) => {
-                let (path, file) = &*file;
-                context.shared.update(&context.name, |status| {
-                    path.clone_into(&mut status.config_path)
-                });
-                tokio::select! {
-                    biased;
-                    changed = desired.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
-                    }
-                    () = sessions(&context, &mut told, path, file) => return,
-                }
-                disconnected(&context, |_| {});
-            }
-        }
-    }
-}
-
-/// Withdraws everything at once; entries leave the mesh whether or not the peer is alive.
-async fn remove(context: &Context, told: &mut Told) {
-    let name = context.name.clone();
-    if let Some(trust) = &context.options.trust {
-        trust.remove_peer(&name);
-    }
-    // Also without an announced id: the mesh may hold entries loaded from disk.
-    *told = Told::default();
-    if context
-        .sink
-        .send(MemberEvent::Removed { name: name.clone() })
-        .await
-        .is_err()
-    {
-        tracing::debug!(clusterName = %name, "mesh is gone");
-    }
-    // Only now may another peer take the id.
-    context.shared.remove(&name);
-    tracing::info!(clusterName = %name, "Remote cluster disconnected");
-}
-
-/// Session after session; ends only if the mesh is gone.
-async fn sessions(context: &Context, told: &mut Told, path: &Path, file: &ConfigFile) {
-    let mut backoff = Backoff::default();
-    let mut said = None;
-    loop {
-        let mut accepted = false;
-        // On the heap: a session's future is large and lives long.
-        let result = Box::pin(context.session(told, path, file, || accepted = true)).await;
-        let Err(error) = result;
-        if error.is_closed() {
+    let mut actor = Actor::new(Arc::new(context));
+    let wanted = desired.borrow_and_update().clone();
+    let mut next = Some(actor.desired(&wanted));
+    let mut freed = actor.context.shared.freed();
+    while let Some(input) = next {
+        if actor.handle(input).await.is_err() {
             return;
         }
-        if accepted {
-            backoff = Backoff::default();
-            said = None;
+        next = actor.wait(&mut desired, &mut freed).await;
+    }
+}
+
+enum Connection {
+    None,
+    Dialling(BoxFuture<'static, Result<Opened, Failure>>),
+    Linked(Box<Link>),
+}
+
+struct Actor {
+    context: Arc<Context>,
+    machine: Machine,
+    file: Option<Arc<(PathBuf, ConfigFile)>>,
+    connection: Connection,
+    /// How far the peer's keyspace was handed on; outlives connections.
+    follower: Option<Arc<Mutex<Follower>>>,
+}
+
+impl Actor {
+    fn new(context: Arc<Context>) -> Self {
+        let options = &context.options;
+        let rules = Rules {
+            name: context.name.clone(),
+            own_id: options.id,
+            max: options.max_clusters,
+            cache_ttl: options.cache_ttl,
+            timing: options.timing,
+        };
+        Self {
+            machine: Machine::new(rules, Instant::now()),
+            file: None,
+            connection: Connection::None,
+            follower: None,
+            context,
         }
-        let delay = if error.is_missing_file() {
-            missing(context, &error, &mut said);
-            limits::PEER_FILES_WAIT
-        } else {
-            failed(context, path, &error, accepted, &mut said);
-            let random = rand::random::<f64>();
-            if error.is_denied() {
-                backoff.longest(random)
-            } else {
-                backoff.next(random)
+    }
+
+    fn desired(&mut self, desired: &Desired) -> Input {
+        let Desired::Running(file) = desired else {
+            self.file = None;
+            return Input::Removed;
+        };
+        self.file = Some(Arc::clone(file));
+        let parsed = &file.1;
+        let mut warnings = Vec::new();
+        if !parsed.unknown.is_empty() {
+            warnings.push(format!(
+                "unknown keys ignored: {}",
+                parsed.unknown.join(", ")
+            ));
+        }
+        if parsed.connect.tls.insecure_skip_verify {
+            warnings.push("the server is not verified: insecure-skip-tls-verify is set".to_owned());
+        }
+        Input::File(File {
+            endpoints: parsed.connect.endpoints.len(),
+            cluster_id: parsed.cluster_id,
+            allowed_cidrs: Arc::clone(&parsed.allowed_cidrs),
+            warnings,
+        })
+    }
+
+    /// Waits for what happens next; `None` at the end. Cancel safe.
+    async fn wait(
+        &mut self,
+        desired: &mut watch::Receiver<Desired>,
+        freed: &mut watch::Receiver<()>,
+    ) -> Option<Input> {
+        let deadline = self.machine.deadline();
+        let timer = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
             }
         };
-        tokio::time::sleep(delay).await;
-    }
-}
-
-/// Tells once that files are waited for; that is no failure.
-fn missing(context: &Context, error: &Error, said: &mut Option<String>) {
-    let text = chain(error);
-    disconnected(context, |status| {
-        status.status = format!("Waiting for all etcd configuration files to be available: {text}");
-    });
-    if said.as_ref() != Some(&text) {
-        tracing::info!(
-            clusterName = %context.name,
-            error = text,
-            "Waiting for all etcd configuration files to be available"
-        );
-        *said = Some(text);
-    }
-}
-
-/// Counts a failure; logs it only if it is another one than the last.
-fn failed(
-    context: &Context,
-    path: &Path,
-    error: &Error,
-    accepted: bool,
-    said: &mut Option<String>,
-) {
-    let text = chain(error);
-    let now = (context.options.clock)();
-    let now = now
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    let mut connected = false;
-    disconnected(context, |status| {
-        connected = status.connected;
-        status.num_failures = status.num_failures.saturating_add(1);
-        status.last_failure = Some(now);
-        status.status.clone_from(&text);
-    });
-    if said.as_ref() == Some(&text) {
-        return;
-    }
-    let (name, config) = (&context.name, path.display());
-    if accepted {
-        tracing::warn!(clusterName = %name, config = %config, error = text, "Error observed on etcd connection, reconnecting etcd");
-    } else if connected {
-        tracing::warn!(clusterName = %name, config = %config, error = text, "Connection to remote cluster failed");
-    } else {
-        tracing::warn!(clusterName = %name, config = %config, error = text, "Unable to establish etcd connection to remote cluster");
-    }
-    *said = Some(text);
-}
-
-/// Entries stay; only what is true of a connection ends.
-fn disconnected(context: &Context, more: impl FnOnce(&mut super::PeerStatus)) {
-    context.shared.update(&context.name, |status| {
-        more(status);
-        status.connected = false;
-        status.ready = false;
-        status.synced = SyncedKinds::default();
-    });
-}
-
-/// An error and its sources as one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
+        tokio::select! {
+            biased;
+            changed = desired.changed() => {
+                changed.ok()?;
+                let wanted = desired.borrow_and_update().clone();
+                Some(self.desired(&wanted))
+            }
+            () = timer => Some(Input::Timer),
+            // The sender lives as long as the context.
+            Ok(()) = freed.changed() => Some(Input::IdFreed),
+            input = Self::connection(&mut self.connection) => match input {
+                Progress::Opened(opened) => Some(self.opened(*opened)),
+                Progress::Input(input) => Some(input),
+                Progress::Closed => None,
+            },
         }
-        source = error.source();
-    }
-    text
-}
-
-/// Doubling delays with jitter in the upper half, so that peers of a failed cluster spread out.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    /// The next delay; `random` lies in 0..1.
-    fn next(&mut self, random: f64) -> Duration {
-        let (first, longest) = limits::PEER_BACKOFF;
-        let full = first
-            .saturating_mul(1 << self.failures.min(16))
-            .min(longest);
-        self.failures = self.failures.saturating_add(1);
-        jitter(full, random)
     }
 
-    /// The longest delay, for what will hardly be better soon.
-    fn longest(&mut self, random: f64) -> Duration {
-        self.failures = self.failures.saturating_add(1);
-        jitter(limits::PEER_BACKOFF.1, random)
+    async fn connection(connection: &mut Connection) -> Progress {
+        match connection {
+            Connection::None => std::future::pending().await,
+            Connection::Dialling(dial) => match dial.await {
+                Ok(opened) => Progress::Opened(Box::new(opened)),
+                Err(failure) => Progress::Input(Input::Failed(failure)),
+            },
+            Connection::Linked(link) => match link.next().await {
+                Ok(seen) => Progress::Input(Input::Seen(seen)),
+                Err(Some(failure)) => Progress::Input(Input::Failed(failure)),
+                Err(None) => Progress::Closed,
+            },
+        }
     }
-}
 
-fn jitter(full: Duration, random: f64) -> Duration {
-    full.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_doubles_up_to_its_bound_and_stays_in_the_upper_half() {
-        let mut backoff = Backoff::default();
-        let delays: Vec<u128> = (0..9).map(|_| backoff.next(1.0).as_millis()).collect();
-        assert_eq!(
-            delays,
-            [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]
+    fn opened(&mut self, opened: Opened) -> Input {
+        let Some(file) = &self.file else {
+            return Input::Removed;
+        };
+        let parsed = Arc::new(file.1.clone());
+        let link = Link::new(Arc::clone(&self.context), parsed, opened);
+        let id = link.client().cluster_id();
+        tracing::info!(
+            clusterName = %self.context.name,
+            config = %file.0.display(),
+            etcdClusterID = format!("{:x}", id.unwrap_or_default()),
+            "Connection to remote cluster established"
         );
-        backoff.failures = u32::MAX;
-        assert_eq!(backoff.next(0.0).as_millis(), 5000);
-        assert_eq!(Backoff::default().longest(0.0).as_millis(), 5000);
+        let (shared, name) = (&self.context.shared, &self.context.name);
+        shared.update(name, |status| status.etcd_cluster_id = id);
+        shared.heard(name, link.client().heard());
+        self.connection = Connection::Linked(Box::new(link));
+        Input::Opened
     }
+
+    /// Does what follows from `input`.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if the mesh is gone.
+    async fn handle(&mut self, input: Input) -> Result<(), Error> {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let random = || self.context.options.random.next();
+            let effects = self.machine.handle(Instant::now(), random, input);
+            for effect in effects {
+                inputs.extend(self.apply(effect).await?);
+            }
+        }
+        if !self.machine.is_removed() {
+            let file = self.file.as_ref();
+            self.context.shared.update(&self.context.name, |status| {
+                if let Some(file) = file {
+                    file.0.clone_into(&mut status.config_path);
+                }
+                self.machine.describe(status);
+            });
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, effect: Effect) -> Result<Option<Input>, Error> {
+        let context = Arc::clone(&self.context);
+        match effect {
+            Effect::HangUp => self.connection = Connection::None,
+            Effect::Dial(endpoint) => self.dial(endpoint),
+            Effect::Reserve(id) => {
+                let answer = context.shared.reserve(&context.name, id);
+                return Ok(Some(Input::Reserved(answer)));
+            }
+            Effect::Tell(event) => context.sink.send(event).await?,
+            Effect::Follow(subject) => self.follow(subject).await,
+            Effect::Pause => self.pause(),
+            Effect::Forget(kinds) => {
+                self.pause();
+                if let Some(follower) = &self.follower {
+                    follower.lock().await.forget(kinds);
+                }
+            }
+            Effect::Release => {
+                if let Some(trust) = &context.options.trust {
+                    trust.remove_peer(&context.name);
+                }
+                // Only now may another peer take the id.
+                context.shared.remove(&context.name);
+                tracing::info!(clusterName = %context.name, "Remote cluster disconnected");
+            }
+            Effect::Log(log) => self.log(&log),
+        }
+        Ok(None)
+    }
+
+    fn dial(&mut self, endpoint: usize) {
+        let Some(file) = &self.file else { return };
+        let parsed = Arc::new(file.1.clone());
+        let context = &self.context;
+        let address = parsed
+            .connect
+            .endpoints
+            .get(endpoint)
+            .map(ToString::to_string);
+        context
+            .shared
+            .update(&context.name, |status| status.endpoint = address);
+        let open = link::open(Arc::clone(context), parsed, endpoint);
+        self.connection = Connection::Dialling(Box::pin(open));
+    }
+
+    async fn follow(&mut self, subject: Subject) {
+        self.pause();
+        let follower = match &self.follower {
+            Some(follower) => {
+                follower.lock().await.retarget(subject);
+                Arc::clone(follower)
+            }
+            None => Arc::new(Mutex::new(Follower::new(subject))),
+        };
+        self.follower = Some(Arc::clone(&follower));
+        if let Connection::Linked(link) = &mut self.connection {
+            link.follow(follower, self.context.sink.clone());
+        }
+    }
+
+    /// Afterwards nobody else holds the follower.
+    fn pause(&mut self) {
+        if let Connection::Linked(link) = &mut self.connection {
+            link.pause();
+        }
+    }
+
+    fn log(&self, log: &Log) {
+        let name = &self.context.name;
+        let config = self.file.as_ref().map(|file| file.0.display().to_string());
+        let config = config.unwrap_or_default();
+        match log {
+            Log::WaitingForFiles(error) => tracing::info!(
+                clusterName = %name,
+                error,
+                "Waiting for all etcd configuration files to be available"
+            ),
+            Log::NextEndpoint(error) => {
+                tracing::debug!(clusterName = %name, error, "Endpoint failed, trying the next one");
+            }
+            Log::Refused(error) => tracing::warn!(
+                clusterName = %name,
+                config,
+                error,
+                "Unable to get remote cluster configuration"
+            ),
+            Log::Accepted(id) => tracing::info!(
+                clusterName = %name,
+                clusterID = %id,
+                "Found remote cluster configuration"
+            ),
+            Log::Failed { text, lost, fresh } => {
+                self.count_failure();
+                match (lost, fresh) {
+                    (_, false) => {}
+                    (true, true) => {
+                        tracing::warn!(clusterName = %name, config, error = text, "Error observed on etcd connection, reconnecting etcd");
+                    }
+                    (false, true) => {
+                        tracing::warn!(clusterName = %name, config, error = text, "Unable to establish etcd connection to remote cluster");
+                    }
+                }
+            }
+        }
+    }
+
+    fn count_failure(&self) {
+        let now = (self.context.options.clock)();
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.context.shared.update(&self.context.name, |status| {
+            status.num_failures = status.num_failures.saturating_add(1);
+            status.last_failure = Some(now.as_secs());
+        });
+    }
+}
+
+/// What a connection came up with.
+enum Progress {
+    Opened(Box<Opened>),
+    Input(Input),
+    /// The mesh is gone.
+    Closed,
 }

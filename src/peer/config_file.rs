@@ -1,8 +1,9 @@
-//! A peer file: the etcd client's YAML. Field names are case-insensitive.
+//! A peer file: the etcd client's YAML, and what we add to it. Field names are case-insensitive.
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde_json::Value;
@@ -10,6 +11,7 @@ use serde_json::Value;
 use crate::{
     etcd::{ConnectOptions, Endpoint, EndpointError},
     tls::ClientOptions,
+    types::{ClusterId, IpPrefix, IpPrefixError, MaxClusters},
 };
 
 /// What a peer file says.
@@ -17,7 +19,11 @@ use crate::{
 pub struct ConfigFile {
     /// How to connect.
     pub connect: ConnectOptions,
-    /// Keys that mean nothing here, for the log.
+    /// The only id that the peer may have; `None` if any.
+    pub cluster_id: Option<ClusterId>,
+    /// The only ranges that it may claim addresses in; empty if any.
+    pub allowed_cidrs: Arc<[IpPrefix]>,
+    /// Keys that mean nothing here, in lower case; told, and otherwise ignored.
     pub unknown: Vec<String>,
 }
 
@@ -47,6 +53,15 @@ pub enum ConfigFileError {
     /// A host alias is malformed.
     #[error("read key \"cilium-host-aliases\": each needs a new hostname and addresses")]
     HostAliases,
+    /// The pinned id can be no cluster's.
+    #[error("read key \"cluster-id\": {0} is not within 1..=511")]
+    ClusterId(u64),
+    /// A range is malformed.
+    #[error("read key \"allowed-cidrs\"")]
+    AllowedCidrs(#[source] IpPrefixError),
+    /// A list that allows nothing is surely not meant.
+    #[error("read key \"allowed-cidrs\": none listed; leave the key out to allow any")]
+    NoAllowedCidr,
 }
 
 /// Keys of the field's client that have no effect here, on purpose.
@@ -87,6 +102,8 @@ impl ConfigFile {
         let user = string("username", take("username"))?;
         let password = string("password", take("password"))?;
         let aliases = host_aliases(take("cilium-host-aliases"))?;
+        let cluster_id = cluster_id(take("cluster-id"))?;
+        let allowed_cidrs = allowed_cidrs(take("allowed-cidrs"))?;
         for key in IGNORED {
             drop(take(key));
         }
@@ -124,18 +141,21 @@ impl ConfigFile {
         };
         Ok(Self {
             connect,
-            unknown: keys.into_keys().collect(),
+            cluster_id,
+            allowed_cidrs,
+            unknown: keys
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(key, _)| key)
+                .collect(),
         })
     }
 
     /// The CA file whose CAs may vouch for this peer as a client of ours, if the peer uses TLS.
     #[must_use]
     pub fn ca_file(&self) -> Option<&PathBuf> {
-        let tls = self
-            .connect
-            .endpoints
-            .iter()
-            .any(|endpoint| endpoint.tls != Some(false));
+        let mut endpoints = self.connect.endpoints.iter();
+        let tls = endpoints.any(|endpoint| self.connect.uses_tls(endpoint));
         self.connect
             .tls
             .ca
@@ -186,6 +206,33 @@ fn strings(key: &'static str, value: Option<Value>) -> Result<Vec<String>, Confi
     }
 }
 
+fn cluster_id(value: Option<Value>) -> Result<Option<ClusterId>, ConfigFileError> {
+    let Some(value) = value else {
+        return Ok(None);
+    };
+    let number = value.as_u64().ok_or(ConfigFileError::Type {
+        key: "cluster-id",
+        expected: "a number",
+    })?;
+    let id = u32::try_from(number).ok();
+    let id = id.and_then(|id| ClusterId::new(id, MaxClusters::C511).ok());
+    id.map(Some).ok_or(ConfigFileError::ClusterId(number))
+}
+
+fn allowed_cidrs(value: Option<Value>) -> Result<Arc<[IpPrefix]>, ConfigFileError> {
+    if value.is_none() {
+        return Ok(Arc::default());
+    }
+    let texts = strings("allowed-cidrs", value)?;
+    if texts.is_empty() {
+        return Err(ConfigFileError::NoAllowedCidr);
+    }
+    let parsed = texts.iter().map(|text| text.parse());
+    parsed
+        .collect::<Result<_, _>>()
+        .map_err(ConfigFileError::AllowedCidrs)
+}
+
 fn host_aliases(value: Option<Value>) -> Result<BTreeMap<String, Vec<IpAddr>>, ConfigFileError> {
     let Some(value) = value else {
         return Ok(BTreeMap::new());
@@ -193,21 +240,17 @@ fn host_aliases(value: Option<Value>) -> Result<BTreeMap<String, Vec<IpAddr>>, C
     let error = || ConfigFileError::HostAliases;
     let mut aliases = BTreeMap::new();
     for item in value.as_array().ok_or_else(error)? {
-        let host = item
-            .get("hostname")
-            .and_then(Value::as_str)
-            .ok_or_else(error)?;
-        let ips = item
-            .get("ips")
-            .and_then(Value::as_array)
-            .ok_or_else(error)?;
-        let ips: Option<Vec<IpAddr>> = ips
-            .iter()
-            .map(|ip| ip.as_str().and_then(|ip| ip.parse().ok()))
-            .collect();
-        let ips = ips
-            .filter(|ips| !ips.is_empty() && !host.is_empty())
-            .ok_or_else(error)?;
+        let field = |name: &str| {
+            let mut fields = item.as_object()?.iter();
+            let (_, value) = fields.find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+            Some(value)
+        };
+        let host = field("hostname").and_then(Value::as_str);
+        let host = host.filter(|host| !host.is_empty()).ok_or_else(error)?;
+        let ips = field("ips").and_then(Value::as_array).ok_or_else(error)?;
+        let parse = |ip: &Value| ip.as_str().and_then(|ip| ip.parse().ok());
+        let ips: Option<Vec<IpAddr>> = ips.iter().map(parse).collect();
+        let ips = ips.filter(|ips| !ips.is_empty()).ok_or_else(error)?;
         if aliases.insert(host.to_owned(), ips).is_some() {
             return Err(error());
         }
@@ -255,6 +298,21 @@ mod tests {
     }
 
     #[test]
+    fn reads_what_the_operator_holds_the_peer_to() {
+        let file = parse(
+            "Endpoints: [https://a:1]\nCluster-ID: 7\nallowed-cidrs: [10.1.0.0/16, '2001:db8::/32']\n\
+             Cilium-Host-Aliases: [{Hostname: a, IPs: [192.0.2.1]}]\n",
+        )
+        .unwrap();
+        assert_eq!(file.cluster_id.map(ClusterId::get), Some(7));
+        let cidrs: Vec<String> = file.allowed_cidrs.iter().map(ToString::to_string).collect();
+        assert_eq!(cidrs, ["10.1.0.0/16", "2001:db8::/32"]);
+        assert!(file.unknown.is_empty() && file.connect.host_aliases.contains_key("a"));
+        let file = parse("endpoints: [https://a:1]\ncluster-id:\nallowed-cidrs: null").unwrap();
+        assert!(file.cluster_id.is_none() && file.allowed_cidrs.is_empty());
+    }
+
+    #[test]
     fn refuses_what_cannot_work() {
         for text in [
             "",
@@ -266,7 +324,19 @@ mod tests {
             "endpoints: [https://a:1]\ninsecure-transport: 7",
             "endpoints: [https://a:1]\nca-file: [x]",
             "endpoints: [https://a:1",
+            "endpoints: [https://a:1]\nkey-file: x",
             "endpoints: [https://a:1]\ncilium-host-aliases: [{hostname: a, ips: []}]",
+            "endpoints: [https://a:1]\ncilium-host-aliases: [{hostname: '', ips: [192.0.2.1]}]",
+            "endpoints: [https://a:1]\ncilium-host-aliases: [{ips: [192.0.2.1]}]",
+            "endpoints: [https://a:1]\ncilium-host-aliases: [{hostname: a, ips: [b]}]",
+            "endpoints: [https://a:1]\ncilium-host-aliases: \
+             [{hostname: a, ips: [192.0.2.1]}, {hostname: a, ips: [192.0.2.2]}]",
+            "endpoints: [https://a:1]\ncluster-id: 0",
+            "endpoints: [https://a:1]\ncluster-id: 512",
+            "endpoints: [https://a:1]\ncluster-id: '7'",
+            "endpoints: [https://a:1]\nallowed-cidrs: 10.0.0.0/8",
+            "endpoints: [https://a:1]\nallowed-cidrs: [10.0.0.0/33]",
+            "endpoints: [https://a:1]\nallowed-cidrs: []",
         ] {
             assert!(parse(text).is_err(), "{text:?}");
         }

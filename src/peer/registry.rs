@@ -1,9 +1,8 @@
 //! Keeps one actor per configured peer, by the files in a directory.
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
     sync::{Arc, atomic::Ordering},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use notify::Watcher as _;
@@ -14,36 +13,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    MemberEvent, PeerStatus,
+    MemberEvent, Options, PeerStatus,
     actor::{self, Desired},
     config_file::ConfigFile,
     directory::{self, Change, PeerFile, Tracker},
-    session::Context,
+    link::Context,
     shared::Shared,
 };
-use crate::{
-    follower::Sink,
-    limits,
-    tls::ClientTrust,
-    types::{ClusterId, ClusterName, MaxClusters},
-};
-
-/// What the peers have in common.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The directory of peer files.
-    pub directory: PathBuf,
-    /// The own cluster, whose file is ignored.
-    pub cluster: ClusterName,
-    /// The own id, which no peer may have.
-    pub id: ClusterId,
-    /// The size of the mesh.
-    pub max_clusters: MaxClusters,
-    /// Where peers' CAs go; `None` if nothing is served.
-    pub trust: Option<ClientTrust>,
-    /// The wall clock, for the time of the last failure.
-    pub clock: fn() -> SystemTime,
-}
+use crate::{follower::Sink, limits, types::ClusterName};
 
 type Members = dyn Fn(&ClusterName) -> mpsc::Sender<MemberEvent> + Send + Sync;
 
@@ -81,7 +58,7 @@ impl Registry {
     /// All configured peers, sorted by name.
     #[must_use]
     pub fn statuses(&self) -> Vec<PeerStatus> {
-        self.shared.statuses()
+        self.shared.statuses(&self.options)
     }
 
     /// True once the directory was listed: from then on `statuses` names every configured peer.

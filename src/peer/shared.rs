@@ -3,15 +3,23 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    time::{Duration, UNIX_EPOCH},
 };
 
-use super::{PeerStatus, SyncedKinds};
-use crate::types::{ClusterId, ClusterName};
+use tokio::{sync::watch, time::Instant};
+
+use super::{Layer, Options, PeerStatus, SyncedKinds};
+use crate::{
+    etcd::Heard,
+    types::{ClusterId, ClusterName},
+};
 
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     peers: Mutex<BTreeMap<ClusterName, Slot>>,
     ids: Mutex<BTreeMap<ClusterId, ClusterName>>,
+    /// Told when an id gets free.
+    freed: watch::Sender<()>,
     /// The directory was listed at least once: all configured peers have a status.
     pub(super) scanned: AtomicBool,
 }
@@ -21,19 +29,17 @@ struct Slot {
     status: PeerStatus,
     /// What is wrong with the file that is not in use.
     refused: Option<String>,
+    /// When the last connection last heard from the peer.
+    heard: Option<Heard>,
 }
 
 impl Shared {
-    pub(super) fn statuses(&self) -> Vec<PeerStatus> {
-        let peers = lock(&self.peers);
-        let merge = |slot: &Slot| {
-            let mut status = slot.status.clone();
-            if let Some(refused) = &slot.refused {
-                status.status = format!("{refused}; {}", status.status);
-            }
-            status
-        };
-        peers.values().map(merge).collect()
+    /// What is known of all peers now.
+    pub(super) fn statuses(&self, options: &Options) -> Vec<PeerStatus> {
+        lock(&self.peers)
+            .values()
+            .map(|slot| slot.tell(options))
+            .collect()
     }
 
     /// Changes a peer's status; makes one if there is none.
@@ -55,10 +61,23 @@ impl Shared {
             .refused = why;
     }
 
+    /// Notes where to read when the peer was last heard from.
+    pub(super) fn heard(&self, name: &ClusterName, heard: Heard) {
+        if let Some(slot) = lock(&self.peers).get_mut(name) {
+            slot.heard = Some(heard);
+        }
+    }
+
     /// Forgets a peer: status and id.
     pub(super) fn remove(&self, name: &ClusterName) {
         lock(&self.peers).remove(name);
         lock(&self.ids).retain(|_, holder| holder != name);
+        self.freed.send_replace(());
+    }
+
+    /// Changes each time that an id gets free.
+    pub(super) fn freed(&self) -> watch::Receiver<()> {
+        self.freed.subscribe()
     }
 
     /// Reserves an id for a peer and releases the one it had. First come, first served.
@@ -71,8 +90,13 @@ impl Shared {
             Some(holder) if holder != name => Err(holder.clone()),
             Some(_) => Ok(()),
             None => {
+                let before = ids.len();
                 ids.retain(|_, holder| holder != name);
+                let released = ids.len() < before;
                 ids.insert(id, name.clone());
+                if released {
+                    self.freed.send_replace(());
+                }
                 Ok(())
             }
         }
@@ -87,6 +111,10 @@ impl Slot {
             ready: false,
             connected: false,
             status: "Waiting for initial connection to be established".to_owned(),
+            layer: None,
+            endpoint: None,
+            warnings: Vec::new(),
+            last_heard: None,
             etcd_cluster_id: None,
             config: None,
             synced: SyncedKinds::default(),
@@ -96,9 +124,35 @@ impl Slot {
         Self {
             status,
             refused: None,
+            heard: None,
         }
     }
+
+    /// The status with what only the moment of asking knows.
+    fn tell(&self, options: &Options) -> PeerStatus {
+        let mut status = self.status.clone();
+        if let Some(heard) = &self.heard {
+            let silence = Instant::now().saturating_duration_since(heard.at());
+            let wall = (options.clock)().checked_sub(silence);
+            let wall = wall.and_then(|wall| wall.duration_since(UNIX_EPOCH).ok());
+            status.last_heard = wall.and_then(|wall| u64::try_from(wall.as_millis()).ok());
+            // Asked for a sign of life, and it did not come in the time of any round trip.
+            if status.connected && silence > options.timing.probe + PROBE_PATIENCE {
+                status.ready = false;
+                status.layer = status.layer.or(Some(Layer::Heartbeat));
+                status.status = format!("no answer for {} s; {}", silence.as_secs(), status.status);
+            }
+        }
+        if let Some(refused) = &self.refused {
+            status.layer = Some(Layer::File);
+            status.status = format!("{refused}; {}", status.status);
+        }
+        status
+    }
 }
+
+/// How long the answer to a probe may take before it is missed.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves single values behind, never half of one.

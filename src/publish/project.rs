@@ -91,6 +91,7 @@ impl Projection {
             cluster: self.options.cluster.clone(),
             layout: Layout::State,
             kinds: Kind::BASIC.to_vec(),
+            absent: Vec::new(),
             canaries: false,
         };
         let sink = Sink::new(sender, |events| events);

@@ -4,7 +4,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tombolo::{
     etcd::Client,
-    follower::{Follower, Sink, Subject},
+    follower::{Follower, Progress, Sink, Subject},
     keyspace::{KeyEvent, Kind, Layout},
     serve,
     store::{Options, Store},
@@ -45,6 +45,7 @@ impl World {
             cluster: "west".parse().unwrap(),
             layout: Layout::State,
             kinds: vec![Kind::Nodes],
+            absent: Vec::new(),
             canaries: false,
         });
         let mut world = Self {
@@ -64,8 +65,10 @@ impl World {
         let channel = serve::in_process(self.store.clone(), CancellationToken::new());
         let client = Client::in_process(channel).await.unwrap();
         let (complete, mut completed) = watch::channel(false);
-        let note = |_| {
-            complete.send_replace(true);
+        let note = |progress| {
+            if matches!(progress, Progress::Complete(_)) {
+                complete.send_replace(true);
+            }
         };
         let mut seen = Vec::new();
         let read = async {

@@ -1,0 +1,352 @@
+//! One connection to one peer: opening it, and what runs on it side by side.
+use std::{convert::Infallible, sync::Arc};
+
+use futures::future::BoxFuture;
+use tokio::{
+    sync::{Mutex, watch},
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+use super::{
+    ConfigFile, Layer, MemberEvent, Options,
+    machine::{Failure, Retry, Seen},
+    shared::Shared,
+};
+use crate::{
+    etcd::{self, Class, Client, Event},
+    follower::{self, Follower, Progress, Sink},
+    keyspace, limits,
+    types::ClusterName,
+};
+
+/// What a session needs to know besides the peer's file.
+pub(super) struct Context {
+    pub(super) name: ClusterName,
+    pub(super) options: Arc<Options>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) sink: Sink<MemberEvent>,
+}
+
+/// Why a connection ended or did not come to be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("reach the peer's etcd")]
+    Etcd(#[from] etcd::Error),
+    #[error("import the peer")]
+    Follow(#[source] follower::Error),
+    #[error("stay connected: no answer for {0} s")]
+    Hang(u64),
+}
+
+impl Error {
+    /// The failure as status and machine want it. `heard` if the server ever answered.
+    pub(super) fn failure(&self, tls: bool, heard: bool) -> Failure {
+        let error = match self {
+            Self::Etcd(error) => Some(error),
+            Self::Follow(error) => error.etcd(),
+            Self::Hang(_) => None,
+        };
+        let retry = match error {
+            Some(error) if error.is_missing_file() => Retry::Files,
+            Some(error) if error.class() == Class::Denied => Retry::Seldom,
+            _ => Retry::Soon,
+        };
+        Failure {
+            layer: error.map_or(Layer::Heartbeat, |error| layer(error, tls, heard)),
+            text: chain(self),
+            retry,
+        }
+    }
+
+    /// True if the mesh is gone, which happens at shutdown only.
+    const fn is_closed(&self) -> bool {
+        matches!(self, Self::Follow(follower::Error::Closed))
+    }
+}
+
+/// The layer that an error belongs to.
+fn layer(error: &etcd::Error, tls: bool, heard: bool) -> Layer {
+    match error {
+        etcd::Error::File { .. } | etcd::Error::NoEndpoint => Layer::File,
+        error if error.is_missing_file() => Layer::File,
+        etcd::Error::Resolve { .. } => Layer::Resolve,
+        etcd::Error::Dial { .. } | etcd::Error::Http { tls: false, .. } => Layer::Tcp,
+        etcd::Error::Tls { .. } | etcd::Error::Http { .. } => Layer::Tls,
+        etcd::Error::Call { op, .. } if *op == etcd::LOG_IN => Layer::Authorization,
+        error if error.class() == Class::Denied => Layer::Authorization,
+        // In TLS 1.3 a server refuses a client's certificate after the handshake.
+        etcd::Error::Call { .. } if tls && !heard => Layer::Tls,
+        etcd::Error::Call { .. } if error.class() == Class::Transient => Layer::Tcp,
+        _ => Layer::Heartbeat,
+    }
+}
+
+/// An error and its sources as one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// A connection whose heartbeat was listed.
+pub(super) struct Opened {
+    client: Client,
+    /// From where a watch sees every later heartbeat.
+    after: i64,
+}
+
+/// Dials one of the file's endpoints and reads the heartbeat, which pins the etcd cluster.
+pub(super) async fn open(
+    context: Arc<Context>,
+    file: Arc<ConfigFile>,
+    endpoint: usize,
+) -> Result<Opened, Failure> {
+    let Some(endpoint) = file.connect.endpoints.get(endpoint) else {
+        return Err(Error::Etcd(etcd::Error::NoEndpoint).failure(false, false));
+    };
+    let tls = file.connect.uses_tls(endpoint);
+    let dial = context.options.dial.connect(&context.name, &file, endpoint);
+    let client = dial.await;
+    let client = client.map_err(|error| Error::Etcd(error).failure(tls, false))?;
+    let opened = establish(&context.name, client.clone()).await;
+    opened.map_err(|error| Error::Etcd(error).failure(tls, client.heard().any()))
+}
+
+async fn establish(name: &ClusterName, client: Client) -> Result<Opened, etcd::Error> {
+    let mut list = client.list(keyspace::HEARTBEAT);
+    let mut after = 0;
+    while let Some(page) = list.page().await? {
+        after = page.revision.saturating_add(1);
+    }
+    match client.version().await {
+        Ok(version) => tracing::info!(
+            clusterName = %name,
+            version,
+            "Successfully verified version of etcd endpoint"
+        ),
+        // The role of a peer may not ask in every etcd, and nothing depends on the answer.
+        Err(error) if matches!(error.class(), Class::Denied | Class::Fatal) => {
+            tracing::debug!(clusterName = %name, error = %error, "version of etcd not told");
+        }
+        Err(error) => return Err(error),
+    }
+    drop(list);
+    Ok(Opened { client, after })
+}
+
+/// A connection in use.
+pub(super) struct Link {
+    client: Client,
+    tls: bool,
+    sender: Arc<watch::Sender<Seen>>,
+    seen: watch::Receiver<Seen>,
+    /// Heartbeat, cluster-config, probes and trust; ends with what broke.
+    work: BoxFuture<'static, Error>,
+    follow: Option<BoxFuture<'static, Error>>,
+}
+
+impl Link {
+    pub(super) fn new(context: Arc<Context>, file: Arc<ConfigFile>, opened: Opened) -> Self {
+        let Opened { client, after } = opened;
+        let tls = file
+            .connect
+            .endpoints
+            .iter()
+            .any(|e| file.connect.uses_tls(e));
+        let (sender, seen) = watch::channel(Seen::default());
+        let sender = Arc::new(sender);
+        let work = Box::pin(work(
+            context,
+            file,
+            client.clone(),
+            after,
+            Arc::clone(&sender),
+        ));
+        Self {
+            client,
+            tls,
+            sender,
+            seen,
+            work,
+            follow: None,
+        }
+    }
+
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Follows what `follower` is aimed at, in place of what is followed now.
+    pub(super) fn follow(&mut self, follower: Arc<Mutex<Follower>>, sink: Sink<MemberEvent>) {
+        self.pause();
+        let (client, sender) = (self.client.clone(), Arc::clone(&self.sender));
+        self.follow = Some(Box::pin(async move {
+            let mut follower = follower.lock().await;
+            let progress = |progress| {
+                sender.send_modify(|seen| match progress {
+                    Progress::Canary(kind) => seen.open.push(kind),
+                    Progress::Complete(kind) if seen.complete.contains(&kind) => {}
+                    Progress::Complete(kind) => seen.complete.push(kind),
+                });
+            };
+            let Err(error) = follower.follow(&client, &sink, progress).await;
+            Error::Follow(error)
+        }));
+    }
+
+    /// Follows nothing; the follower is free again.
+    pub(super) fn pause(&mut self) {
+        self.follow = None;
+        self.sender.send_modify(|seen| {
+            seen.open.clear();
+            seen.complete.clear();
+        });
+    }
+
+    /// What was seen, each time that it changed. Cancel safe.
+    ///
+    /// # Errors
+    /// Why the connection ended; `None` if the mesh is gone.
+    pub(super) async fn next(&mut self) -> Result<Seen, Option<Failure>> {
+        let follow = async {
+            match &mut self.follow {
+                Some(follow) => follow.await,
+                None => std::future::pending().await,
+            }
+        };
+        let error = tokio::select! {
+            biased;
+            error = &mut self.work => error,
+            error = follow => error,
+            // The sender lives as long as this does.
+            Ok(()) = self.seen.changed() => return Ok(self.seen.borrow_and_update().clone()),
+        };
+        let heard = self.client.heard().any();
+        Err((!error.is_closed()).then(|| error.failure(self.tls, heard)))
+    }
+}
+
+async fn work(
+    context: Arc<Context>,
+    file: Arc<ConfigFile>,
+    client: Client,
+    after: i64,
+    seen: Arc<watch::Sender<Seen>>,
+) -> Error {
+    let result: Result<Infallible, Error> = tokio::select! {
+        biased;
+        result = heartbeat(&client, after, &seen) => result,
+        result = cluster_config(&client, &context.name, &seen) => result,
+        result = probe(&client, &context.options) => result,
+        never = keep_trust(&context, &file) => match never {},
+    };
+    let Err(error) = result;
+    error
+}
+
+/// Notes each heartbeat. Its text is not looked at: only our own clock counts.
+async fn heartbeat(
+    client: &Client,
+    mut from: i64,
+    seen: &watch::Sender<Seen>,
+) -> Result<Infallible, Error> {
+    loop {
+        let mut watch = client.watch(keyspace::HEARTBEAT, from).await?;
+        let ended = loop {
+            match watch.recv().await {
+                Ok(Some(events)) => {
+                    if events.iter().any(|event| matches!(event, Event::Put(_))) {
+                        let now = Instant::now();
+                        seen.send_modify(|seen| seen.beat = Some(now));
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        from = match ended {
+            Ok(()) => watch.next_revision(),
+            // From now on is enough: missed beats are only beats.
+            Err(error) if error.class() == Class::Relist => 0,
+            Err(error) => return Err(error.into()),
+        };
+        sleep(limits::PEER_REWATCH).await;
+    }
+}
+
+/// Notes the peer's configuration as it is now, and each change.
+async fn cluster_config(
+    client: &Client,
+    name: &ClusterName,
+    seen: &watch::Sender<Seen>,
+) -> Result<Infallible, Error> {
+    let key = keyspace::cluster_config_key(name);
+    loop {
+        let (value, from) = client.get_from(&key).await?;
+        seen.send_modify(|seen| seen.config = Some(value));
+        let mut watch = client.watch_key(&key, from).await?;
+        let ended = loop {
+            match watch.recv().await {
+                Ok(Some(events)) => {
+                    let newest = events
+                        .into_iter()
+                        .next_back()
+                        .and_then(|event| match event {
+                            Event::Put(entry) => Some(entry.value),
+                            Event::Delete { .. } => None,
+                        });
+                    seen.send_modify(|seen| seen.config = Some(newest));
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        match ended {
+            Err(error) if error.class() != Class::Relist => return Err(error.into()),
+            _ => sleep(limits::PEER_REWATCH).await,
+        }
+    }
+}
+
+/// Asks a silent server for a sign of life, and fails if none comes.
+async fn probe(client: &Client, options: &Options) -> Result<Infallible, Error> {
+    let (timing, heard) = (options.timing, client.heard());
+    loop {
+        sleep_until(heard.at() + timing.probe).await;
+        let last = heard.at();
+        if last + timing.probe > Instant::now() {
+            continue;
+        }
+        match timeout_at(last + timing.hang, client.probe(keyspace::HEARTBEAT)).await {
+            Ok(answer) => answer?,
+            Err(_) if heard.at() > last => {}
+            Err(_) => return Err(Error::Hang(timing.hang.as_secs())),
+        }
+    }
+}
+
+/// Lets the peer's CA vouch for the peer as our client, also after its files changed.
+async fn keep_trust(context: &Context, file: &ConfigFile) -> Infallible {
+    loop {
+        context.trust(file);
+        sleep(context.options.timing.trust_check).await;
+    }
+}
+
+impl Context {
+    fn trust(&self, file: &ConfigFile) {
+        if let Some(trust) = &self.options.trust {
+            let cert = file.connect.tls.identity.as_ref().map(|(cert, _)| cert);
+            let ca = file.ca_file();
+            trust.follow_peer(&self.name, ca.map(|p| &**p), cert.map(|p| &**p));
+        }
+    }
+}

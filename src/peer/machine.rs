@@ -1,0 +1,630 @@
+//! One peer's session as a state machine: which endpoint is next, how long to wait, what of the
+//! peer's configuration is accepted, what the mesh is told. No I/O; time and chance are arguments.
+//!
+//! Invariant: what the mesh knows of a peer is withdrawn on three grounds only: its file is gone,
+//! its id became another one, or (services only) it was out of reach for the cache's time to live.
+//! Invariant: whoever waits for a configuration or an id stays connected, so that a change is seen
+//! at once; only a connection that gets nowhere for long is built anew.
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use self::backoff::{Backoff, shuffle};
+use super::{Layer, MemberEvent, PeerStatus, RemoteConfig, Timing};
+use crate::{
+    follower::Subject,
+    keyspace::{ClusterConfig, Kind, Layout},
+    types::{ClusterId, ClusterName, IpPrefix, MaxClusters},
+};
+
+mod backoff;
+#[cfg(test)]
+mod tests;
+
+/// What holds as long as the process.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    pub(super) name: ClusterName,
+    pub(super) own_id: ClusterId,
+    pub(super) max: MaxClusters,
+    pub(super) cache_ttl: Option<Duration>,
+    pub(super) timing: Timing,
+}
+
+/// What matters here of a peer file.
+#[derive(Debug, Clone)]
+pub(super) struct File {
+    /// How many endpoints it lists, at least one.
+    pub(super) endpoints: usize,
+    pub(super) cluster_id: Option<ClusterId>,
+    pub(super) allowed_cidrs: Arc<[IpPrefix]>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// What a connection has seen so far; only the newest of each counts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
+    /// The last heartbeat since the connection was opened.
+    pub(super) beat: Option<Instant>,
+    /// The cluster-config: not read yet, read and not there, or its bytes.
+    pub(super) config: Option<Option<Bytes>>,
+    /// Kinds whose canary is there.
+    pub(super) open: Vec<Kind>,
+    /// Kinds that are complete.
+    pub(super) complete: Vec<Kind>,
+}
+
+/// Why an attempt or a connection failed.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub(super) layer: Layer,
+    pub(super) text: String,
+    pub(super) retry: Retry,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// With growing delays.
+    Soon,
+    /// Somebody must act first, so with the longest delay.
+    Seldom,
+    /// A file is not there yet: that is no failure.
+    Files,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// The file is new or has new content.
+    File(File),
+    /// The file is gone.
+    Removed,
+    /// The deadline passed.
+    Timer,
+    /// The endpoint is connected and its heartbeat was listed.
+    Opened,
+    /// The attempt or the connection ended.
+    Failed(Failure),
+    Seen(Seen),
+    /// The answer to [`Effect::Reserve`]; the holder if it is another.
+    Reserved(Result<(), ClusterName>),
+    /// Some peer released an id.
+    IdFreed,
+}
+
+/// What is to be done, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Drop the attempt or the connection.
+    HangUp,
+    /// Dial this endpoint, list its heartbeat.
+    Dial(usize),
+    /// Reserve an id, and come back with the answer.
+    Reserve(ClusterId),
+    Tell(MemberEvent),
+    /// Follow this, in place of what is followed now.
+    Follow(Subject),
+    /// Follow nothing, but stay connected.
+    Pause,
+    /// The mesh does not hold these kinds any more, or wants to hear all of them again.
+    Forget(&'static [Kind]),
+    /// Forget the peer: status, id, trust.
+    Release,
+    Log(Log),
+}
+
+/// What the log is told; each once until it changes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Log {
+    WaitingForFiles(String),
+    /// An endpoint failed and the next one is tried.
+    NextEndpoint(String),
+    /// All endpoints failed, or the connection did; counted. `lost` if it was of use before.
+    Failed {
+        text: String,
+        lost: bool,
+        fresh: bool,
+    },
+    /// Connected, but without an acceptable configuration.
+    Refused(String),
+    Accepted(ClusterId),
+}
+
+/// Kinds that the cache's time to live concerns.
+const SERVICES: &[Kind] = &[Kind::Services, Kind::ServiceExports, Kind::EndpointSlices];
+
+#[derive(Debug)]
+enum Phase {
+    /// There is no file.
+    Removed,
+    Waiting {
+        until: Instant,
+    },
+    Dialling {
+        until: Instant,
+    },
+    /// Connected without an acceptable configuration; `wanted` waits for its id.
+    Unaccepted {
+        until: Instant,
+        wanted: Option<ClusterConfig>,
+    },
+    Following(ClusterConfig),
+}
+
+/// The time that services outlive their peer.
+#[derive(Debug)]
+enum Ttl {
+    /// The peer is in reach.
+    Off,
+    Until(Instant),
+    Over,
+}
+
+#[derive(Debug)]
+pub(super) struct Machine {
+    rules: Rules,
+    file: Option<File>,
+    phase: Phase,
+    /// Endpoints in the order of this round; the one in use stays in front.
+    order: Vec<usize>,
+    position: usize,
+    backoff: Backoff,
+    ttl: Ttl,
+    /// The id that the mesh knows the peer by.
+    announced: Option<ClusterId>,
+    remote: Option<RemoteConfig>,
+    /// In this connection.
+    seen: Seen,
+    beat: Instant,
+    trouble: Option<(Layer, String)>,
+    logged: Option<String>,
+}
+
+impl Machine {
+    pub(super) fn new(rules: Rules, now: Instant) -> Self {
+        Self {
+            rules,
+            file: None,
+            phase: Phase::Removed,
+            order: Vec::new(),
+            position: 0,
+            backoff: Backoff::default(),
+            ttl: Ttl::Off,
+            announced: None,
+            remote: None,
+            seen: Seen::default(),
+            beat: now,
+            trouble: None,
+            logged: None,
+        }
+    }
+
+    /// True if there is no file, and with it no peer.
+    pub(super) const fn is_removed(&self) -> bool {
+        matches!(self.phase, Phase::Removed)
+    }
+
+    /// When [`Input::Timer`] is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let stale = self.beat + self.rules.timing.heartbeat_stale;
+        let phase = match &self.phase {
+            Phase::Removed => None,
+            Phase::Waiting { until } | Phase::Dialling { until } => Some(*until),
+            Phase::Unaccepted { until, .. } => Some(stale.min(*until)),
+            Phase::Following(_) => Some(stale),
+        };
+        let ttl = match self.ttl {
+            Ttl::Off | Ttl::Over => None,
+            Ttl::Until(until) => Some(until),
+        };
+        phase.into_iter().chain(ttl).min()
+    }
+
+    /// Takes notice of what happened; `random` yields numbers in 0..1.
+    pub(super) fn handle(
+        &mut self,
+        now: Instant,
+        random: impl Fn() -> f64,
+        input: Input,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::File(file) => self.configure(now, file, random, &mut effects),
+            Input::Removed => self.remove(&mut effects),
+            Input::Timer => self.timer(now, random, &mut effects),
+            Input::Opened => self.opened(now),
+            // Whoever is removed has no connection; late news of one means nothing.
+            Input::Failed(_) if self.is_removed() => {}
+            Input::Failed(failure) => self.failed(now, failure, random, &mut effects),
+            Input::Seen(seen) => self.see(now, seen, &mut effects),
+            Input::Reserved(Ok(())) => self.accept(&mut effects),
+            Input::Reserved(Err(holder)) => self.taken(now, &holder, &mut effects),
+            Input::IdFreed => {
+                if let Phase::Unaccepted {
+                    wanted: Some(config),
+                    ..
+                } = &self.phase
+                    && let Ok(id) = config.accept(self.rules.max)
+                {
+                    effects.push(Effect::Reserve(id));
+                }
+            }
+        }
+        effects
+    }
+
+    fn configure(
+        &mut self,
+        now: Instant,
+        file: File,
+        random: impl Fn() -> f64,
+        effects: &mut Vec<Effect>,
+    ) {
+        effects.push(Effect::HangUp);
+        let old = self.file.as_ref();
+        if old.is_some_and(|old| old.allowed_cidrs != file.allowed_cidrs) {
+            // Entries that were refused may be allowed now.
+            effects.push(Effect::Forget(&Kind::ALL));
+        }
+        self.order = shuffle(file.endpoints, random);
+        self.position = 0;
+        self.backoff = Backoff::default();
+        self.trouble = None;
+        self.logged = None;
+        self.file = Some(file);
+        self.dial(now, effects);
+    }
+
+    fn dial(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let Some(endpoint) = self.order.get(self.position) else {
+            return;
+        };
+        effects.push(Effect::Dial(*endpoint));
+        let until = now + self.rules.timing.attempt;
+        self.phase = Phase::Dialling { until };
+    }
+
+    /// Withdraws everything at once, whether or not the peer is alive, and also if no id was
+    /// announced: the mesh may hold entries loaded from disk.
+    fn remove(&mut self, effects: &mut Vec<Effect>) {
+        effects.push(Effect::HangUp);
+        self.withdraw(effects);
+        effects.push(Effect::Release);
+        self.phase = Phase::Removed;
+        self.file = None;
+    }
+
+    fn withdraw(&mut self, effects: &mut Vec<Effect>) {
+        let name = self.rules.name.clone();
+        effects.push(Effect::Tell(MemberEvent::Removed { name }));
+        effects.push(Effect::Forget(&Kind::ALL));
+        self.announced = None;
+        self.remote = None;
+        self.ttl = Ttl::Off;
+    }
+
+    fn timer(&mut self, now: Instant, random: impl Fn() -> f64, effects: &mut Vec<Effect>) {
+        if let Ttl::Until(until) = self.ttl
+            && until <= now
+        {
+            self.ttl = Ttl::Over;
+            let name = self.rules.name.clone();
+            effects.push(Effect::Forget(SERVICES));
+            effects.push(Effect::Tell(MemberEvent::Expired { name }));
+        }
+        let timing = self.rules.timing;
+        let stale = self.is_connected() && self.beat + timing.heartbeat_stale <= now;
+        let failure = match &self.phase {
+            Phase::Waiting { until } if *until <= now => {
+                self.position = 0;
+                return self.dial(now, effects);
+            }
+            Phase::Dialling { until } if *until <= now => {
+                let seconds = timing.attempt.as_secs();
+                (
+                    Layer::Heartbeat,
+                    format!("reach the peer's etcd: no answer within {seconds} s"),
+                )
+            }
+            _ if stale => {
+                let seconds = timing.heartbeat_stale.as_secs();
+                (
+                    Layer::Heartbeat,
+                    format!("stay connected: no heartbeat for {seconds} s"),
+                )
+            }
+            Phase::Unaccepted { until, .. } if *until <= now => {
+                let waiting = (Layer::ClusterConfig, WAITING.to_owned());
+                self.trouble.clone().unwrap_or(waiting)
+            }
+            _ => return,
+        };
+        let (layer, text) = failure;
+        let retry = Retry::Soon;
+        self.failed(now, Failure { layer, text, retry }, random, effects);
+    }
+
+    fn opened(&mut self, now: Instant) {
+        let until = now + self.rules.timing.config_wait;
+        self.phase = Phase::Unaccepted {
+            until,
+            wanted: None,
+        };
+        self.order.rotate_left(self.position);
+        self.position = 0;
+        self.seen = Seen::default();
+        self.beat = now;
+        self.trouble = Some((Layer::ClusterConfig, WAITING.to_owned()));
+    }
+
+    fn failed(
+        &mut self,
+        now: Instant,
+        failure: Failure,
+        random: impl Fn() -> f64,
+        effects: &mut Vec<Effect>,
+    ) {
+        effects.push(Effect::HangUp);
+        let Failure { layer, text, retry } = failure;
+        let fresh = self.logged.as_ref() != Some(&text);
+        let delay = if retry == Retry::Files {
+            if fresh {
+                effects.push(Effect::Log(Log::WaitingForFiles(text.clone())));
+            }
+            self.rules.timing.files_wait
+        } else {
+            let dialling = matches!(self.phase, Phase::Dialling { .. });
+            if dialling && self.position + 1 < self.order.len() {
+                // The last word of a round counts; here another endpoint may do.
+                effects.push(Effect::Log(Log::NextEndpoint(text)));
+                self.position += 1;
+                return self.dial(now, effects);
+            }
+            let lost = matches!(self.phase, Phase::Following(_));
+            let text = text.clone();
+            effects.push(Effect::Log(Log::Failed { text, lost, fresh }));
+            self.backoff
+                .delay(self.rules.timing.backoff, retry, random())
+        };
+        self.logged = Some(text.clone());
+        self.trouble = Some((layer, text));
+        self.phase = Phase::Waiting { until: now + delay };
+        self.seen = Seen::default();
+        if let (Ttl::Off, Some(ttl)) = (&self.ttl, self.rules.cache_ttl) {
+            self.ttl = Ttl::Until(now + ttl);
+        }
+    }
+
+    const fn is_connected(&self) -> bool {
+        matches!(self.phase, Phase::Unaccepted { .. } | Phase::Following(_))
+    }
+
+    fn see(&mut self, now: Instant, seen: Seen, effects: &mut Vec<Effect>) {
+        if !self.is_connected() {
+            return;
+        }
+        self.beat = seen.beat.map_or(self.beat, |beat| beat.max(self.beat));
+        let fresh = seen.config != self.seen.config;
+        self.seen = seen;
+        match self.seen.config.clone() {
+            Some(Some(value)) if fresh => self.consider(now, &value, effects),
+            Some(None) if fresh => {
+                let gone = matches!(self.phase, Phase::Following(_));
+                let text = if gone { GONE } else { WAITING };
+                self.refuse(now, text.to_owned(), effects);
+            }
+            _ => {}
+        }
+    }
+
+    /// Checks the peer's configuration, as far as that can be done without the other peers.
+    fn consider(&mut self, now: Instant, value: &[u8], effects: &mut Vec<Effect>) {
+        let config = match ClusterConfig::decode(value) {
+            Ok(config) => config,
+            Err(rejection) => return self.refuse(now, refusal(&rejection), effects),
+        };
+        self.ttl = Ttl::Off;
+        if matches!(&self.phase, Phase::Following(old) if *old == config) {
+            return;
+        }
+        let id = match config.accept(self.rules.max) {
+            Ok(id) => id,
+            Err(rejection) => return self.refuse(now, refusal(&rejection), effects),
+        };
+        let pin = self.file.as_ref().and_then(|file| file.cluster_id);
+        if let Some(pin) = pin.filter(|pin| *pin != id) {
+            let text = format!("it says id {id}, but its file pins cluster-id {pin}");
+            return self.refuse(now, refusal(&text), effects);
+        }
+        // Entries of the old id go first, also if the new one is refused.
+        if self.announced.is_some_and(|old| old != id) {
+            effects.push(Effect::Pause);
+            self.withdraw(effects);
+        }
+        if id == self.rules.own_id {
+            let text = format!("id {id} is our own");
+            return self.refuse(now, refusal(&text), effects);
+        }
+        let until = self.config_deadline(now);
+        let wanted = Some(config);
+        self.phase = Phase::Unaccepted { until, wanted };
+        effects.push(Effect::Reserve(id));
+    }
+
+    /// The id is ours to give to the peer.
+    fn accept(&mut self, effects: &mut Vec<Effect>) {
+        let Phase::Unaccepted { wanted, .. } = &mut self.phase else {
+            return;
+        };
+        let (Some(config), Some(file)) = (wanted.take(), &self.file) else {
+            return;
+        };
+        let Ok(id) = config.accept(self.rules.max) else {
+            return;
+        };
+        let capabilities = &config.capabilities;
+        self.remote = Some(RemoteConfig {
+            cluster_id: id,
+            kvstoremesh: capabilities.cached,
+            sync_canaries: capabilities.synced_canaries,
+            service_exports_enabled: capabilities.service_exports_enabled,
+            endpoint_slices: !capabilities.endpoint_slices_export_mode.is_empty(),
+        });
+        self.announced = Some(id);
+        self.backoff = Backoff::default();
+        self.trouble = None;
+        self.logged = None;
+        self.seen.open.clear();
+        self.seen.complete.clear();
+        effects.push(Effect::Log(Log::Accepted(id)));
+        effects.push(Effect::Tell(MemberEvent::Connected {
+            name: self.rules.name.clone(),
+            id,
+            config: config.clone(),
+            allowed_cidrs: Arc::clone(&file.allowed_cidrs),
+        }));
+        effects.push(Effect::Follow(subject(&self.rules.name, &config)));
+        self.phase = Phase::Following(config);
+    }
+
+    fn taken(&mut self, now: Instant, holder: &ClusterName, effects: &mut Vec<Effect>) {
+        let Phase::Unaccepted { wanted, .. } = &mut self.phase else {
+            return;
+        };
+        let Some(config) = wanted.take() else {
+            return;
+        };
+        let text = format!("id {} is held by peer {holder}", config.id);
+        self.refuse(now, refusal(&text), effects);
+        if let Phase::Unaccepted { wanted, .. } = &mut self.phase {
+            *wanted = Some(config);
+        }
+    }
+
+    /// Stays connected and waits for another configuration; what is known of the peer stays.
+    fn refuse(&mut self, now: Instant, text: String, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Pause);
+        self.seen.open.clear();
+        self.seen.complete.clear();
+        let until = self.config_deadline(now);
+        self.phase = Phase::Unaccepted {
+            until,
+            wanted: None,
+        };
+        if self.logged.as_ref() != Some(&text) {
+            effects.push(Effect::Log(Log::Refused(text.clone())));
+        }
+        self.logged = Some(text.clone());
+        self.trouble = Some((Layer::ClusterConfig, text));
+    }
+
+    /// When to give up waiting for a configuration: that began now, unless it goes on.
+    fn config_deadline(&self, now: Instant) -> Instant {
+        match &self.phase {
+            Phase::Unaccepted { until, .. } => *until,
+            _ => now + self.rules.timing.config_wait,
+        }
+    }
+
+    /// Writes what is known into the peer's status.
+    pub(super) fn describe(&self, status: &mut PeerStatus) {
+        status.connected = self.is_connected();
+        status.config = self.remote;
+        status.synced = self.seen.complete.iter().copied().collect();
+        let waiting = match &self.phase {
+            Phase::Following(config) => self.waiting(config),
+            _ => None,
+        };
+        status.ready = matches!(self.phase, Phase::Following(_)) && waiting.is_none();
+        let connection = || {
+            let id = status.etcd_cluster_id.unwrap_or_default();
+            format!("etcd: 1/1 connected, ID: {id:x}")
+        };
+        (status.layer, status.status) = match (&self.trouble, waiting) {
+            (Some((layer, text)), _) => (Some(*layer), text.clone()),
+            (None, Some((layer, text))) => (layer, format!("{}; {text}", connection())),
+            (None, None) if status.ready => (None, connection()),
+            (None, None) => (None, INITIAL.to_owned()),
+        };
+        status.warnings = self.warnings();
+    }
+
+    /// What keeps a followed peer from being synced.
+    fn waiting(&self, config: &ClusterConfig) -> Option<(Option<Layer>, String)> {
+        let Subject {
+            kinds, canaries, ..
+        } = subject(&self.rules.name, config);
+        let list = |missing: Vec<&Kind>| {
+            let words = missing.into_iter().map(|kind| kind.segment());
+            words.collect::<Vec<_>>().join(", ")
+        };
+        let closed = kinds
+            .iter()
+            .filter(|k| canaries && !self.seen.open.contains(k));
+        let closed: Vec<_> = closed.collect();
+        if !closed.is_empty() {
+            let text = format!("waiting for the canaries of {}", list(closed));
+            return Some((Some(Layer::Canaries), text));
+        }
+        let unread = kinds.iter().filter(|k| !self.seen.complete.contains(k));
+        let unread: Vec<_> = unread.collect();
+        (!unread.is_empty()).then(|| (None, format!("listing {}", list(unread))))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self
+            .file
+            .as_ref()
+            .map_or_else(Vec::new, |f| f.warnings.clone());
+        if let Phase::Following(config) = &self.phase
+            && !has_services(config)
+        {
+            let text = "the peer exports endpoint slices only: it has no services for readers of \
+                        services/v1; set its clustermesh-service-v2 to prefer-legacy to see them";
+            warnings.push(text.to_owned());
+        }
+        warnings
+    }
+}
+
+/// What to follow of a peer with this configuration.
+fn subject(name: &ClusterName, config: &ClusterConfig) -> Subject {
+    let capabilities = &config.capabilities;
+    let has = |kind: &Kind| match kind {
+        Kind::Nodes | Kind::Identities | Kind::Ips => true,
+        Kind::Services => has_services(config),
+        Kind::ServiceExports => capabilities.service_exports_enabled.is_some(),
+        Kind::EndpointSlices => !capabilities.endpoint_slices_export_mode.is_empty(),
+    };
+    let (kinds, absent) = Kind::ALL.into_iter().partition(has);
+    Subject {
+        cluster: name.clone(),
+        layout: if capabilities.cached {
+            Layout::Cache
+        } else {
+            Layout::State
+        },
+        kinds,
+        absent,
+        canaries: capabilities.synced_canaries,
+    }
+}
+
+fn has_services(config: &ClusterConfig) -> bool {
+    config.capabilities.endpoint_slices_export_mode != SLICES_ONLY
+}
+
+fn refusal(why: &dyn std::fmt::Display) -> String {
+    format!("accept the peer's cluster-config: {why}")
+}
+
+/// The mode of producers that do not write services any more.
+const SLICES_ONLY: &str = "endpointslices-only";
+
+const INITIAL: &str = "Waiting for initial connection to be established";
+const GONE: &str = "find the peer's cluster-config: it is gone; what is known of the peer stays as it \
+                    was until it is back";
+
+const WAITING: &str = "find the peer's cluster-config: it is not there; does the peer have this name, \
+                       and does it publish yet?";
