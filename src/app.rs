@@ -38,7 +38,7 @@ use self::datapath::{Datapath, Known};
 
 mod datapath;
 mod engine;
-mod members;
+pub(crate) mod members;
 mod own;
 
 /// How long tasks may take to end.

@@ -89,6 +89,8 @@ pub struct PeerStatus {
     pub warnings: Vec<String>,
     /// When its server last sent something, Unix milliseconds; `None` before the first time.
     pub last_heard: Option<u64>,
+    /// When the certificate expires that is shown to the peer, Unix seconds; `None` without one.
+    pub certificate_expiry: Option<i64>,
     /// Its etcd's cluster id.
     pub etcd_cluster_id: Option<u64>,
     /// What its cluster-config says; `None` until retrieved.

@@ -16,15 +16,15 @@ use crate::{
     types::ClusterName,
 };
 
-type Joining = (ClusterName, mpsc::Receiver<MemberEvent>);
+pub(crate) type Joining = (ClusterName, mpsc::Receiver<MemberEvent>);
 
 /// Opens a channel into the mesh for a member. A second call for the same member replaces its
 /// first channel: what was not taken from that one is dropped, and the new session lists anew.
 #[derive(Debug, Clone)]
-pub(super) struct Members(mpsc::Sender<Joining>);
+pub(crate) struct Members(mpsc::Sender<Joining>);
 
 impl Members {
-    pub(super) fn join(&self, name: ClusterName) -> mpsc::Sender<MemberEvent> {
+    pub(crate) fn join(&self, name: ClusterName) -> mpsc::Sender<MemberEvent> {
         let (sender, receiver) = mpsc::channel(PEER_QUEUE_BATCHES);
         if self.0.try_send((name.clone(), receiver)).is_err() {
             tracing::error!(cluster = %name, "Too many members join at once; this one stays out");
@@ -34,13 +34,13 @@ impl Members {
 }
 
 /// The handle and the receiving end for `run`.
-pub(super) fn channel() -> (Members, mpsc::Receiver<Joining>) {
+pub(crate) fn channel() -> (Members, mpsc::Receiver<Joining>) {
     let (sender, receiver) = mpsc::channel(MEMBERS_MAX);
     (Members(sender), receiver)
 }
 
 /// Applies members' events until cancelled.
-pub(super) async fn run(mesh: Mesh, joining: mpsc::Receiver<Joining>, cancel: CancellationToken) {
+pub(crate) async fn run(mesh: Mesh, joining: mpsc::Receiver<Joining>, cancel: CancellationToken) {
     let mut work = Work {
         mesh,
         joining,
@@ -173,3 +173,6 @@ impl Member {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,6 +119,7 @@ fn peers() -> Vec<PeerStatus> {
         endpoint: Some("cluster2.mesh.cilium.io:2379".to_owned()),
         warnings: Vec::new(),
         last_heard: Some(1_000),
+        certificate_expiry: None,
         etcd_cluster_id: Some(0xcdbc_8223_a113_5072),
         config: Some(config),
         synced,

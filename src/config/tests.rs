@@ -53,6 +53,7 @@ fn defaults_are_as_documented_and_none_points_into_examples() {
     assert_eq!(config.max_request_bytes, 1_572_864);
     assert_eq!(config.max_txn_ops, 128);
     assert_eq!(config.export_policy, None);
+    assert_eq!(config.clustermesh_cache_ttl, None);
     assert!(!format!("{config:?}").contains("certs-example"));
 }
 
@@ -262,5 +263,23 @@ fn the_export_policy_is_a_file_or_none() {
     ] {
         let export_policy = load(flags).export_policy;
         assert_eq!(export_policy, file.map(PathBuf::from), "{flags:?}");
+    }
+}
+
+#[test]
+fn cache_ttl_is_a_duration_as_go_writes_them_and_zero_is_never() {
+    let ttl = |text: &str| {
+        let flag = format!("--clustermesh-cache-ttl={text}");
+        load(&[&MINIMAL[..], &[&*flag]].concat()).map(|config| config.clustermesh_cache_ttl)
+    };
+    for (text, seconds) in [("90s", 90), ("15m", 900), ("1h30m", 5400)] {
+        assert_eq!(ttl(text), Ok(Some(Duration::from_secs(seconds))), "{text}");
+    }
+    for text in ["0", "0s", ""] {
+        assert_eq!(ttl(text), Ok(None), "{text:?}");
+    }
+    for text in ["15", "m", "1d", "-1s", "99999999999999999999h", "5m 3s"] {
+        let problems = ttl(text).unwrap_err();
+        assert_eq!(problems[0].0, "clustermesh-cache-ttl", "{text}");
     }
 }

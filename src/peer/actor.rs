@@ -12,7 +12,10 @@ use super::{
     link::{self, Context, Link, Opened},
     machine::{Effect, Failure, File, Input, Log, Machine, Rules},
 };
-use crate::follower::{Error, Follower, Subject};
+use crate::{
+    follower::{Error, Follower, Subject},
+    tls::ClientTls,
+};
 
 /// What the registry wants; the last word counts.
 #[derive(Debug, Clone)]
@@ -222,14 +225,15 @@ impl Actor {
         let Some(file) = &self.file else { return };
         let parsed = Arc::new(file.1.clone());
         let context = &self.context;
-        let address = parsed
-            .connect
-            .endpoints
-            .get(endpoint)
-            .map(ToString::to_string);
-        context
-            .shared
-            .update(&context.name, |status| status.endpoint = address);
+        let address = parsed.connect.endpoints.get(endpoint);
+        let address = address.map(ToString::to_string);
+        // What is wrong with the file, the attempt will say.
+        let tls = ClientTls::new(parsed.connect.tls.clone());
+        let expiry = tls.expiry().unwrap_or_default();
+        context.shared.update(&context.name, |status| {
+            status.endpoint = address;
+            status.certificate_expiry = expiry;
+        });
         let open = link::open(Arc::clone(context), parsed, endpoint);
         self.connection = Connection::Dialling(Box::pin(open));
     }

@@ -274,6 +274,51 @@ mod tests {
     }
 
     #[test]
+    fn names_are_checked_in_all_three_spellings_and_the_own_one_is_ignored() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str| std::fs::write(dir.path().join(name), TEXT).unwrap();
+        let longest = "a".repeat(32);
+        for name in ["own", "own.config", "own-cilium-etcd.config", "a.config"] {
+            put(name);
+        }
+        let wrong = ["West", "-west", "west-", "we_st.config", &"a".repeat(33)];
+        wrong.into_iter().for_each(&put);
+        put(&format!("{longest}-cilium-etcd.config"));
+        let found = scan(dir.path(), &"own".parse().unwrap()).unwrap();
+        let names: Vec<&str> = found.files.keys().map(ClusterName::as_str).collect();
+        assert_eq!(names, ["a", &longest]);
+        assert_eq!(found.misnamed.len(), wrong.len());
+        let mut tracker = Tracker::default();
+        let (_, reported) = tracker.update(found.clone(), Instant::now());
+        assert_eq!(reported.len(), wrong.len());
+        assert!(tracker.update(found, Instant::now()).1.is_empty());
+    }
+
+    #[test]
+    fn unreadable_file_is_no_removal_and_a_vanished_one_is() {
+        let now = Instant::now();
+        let name: ClusterName = "east".parse().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("east"), TEXT).unwrap();
+        let own = "own".parse().unwrap();
+        let mut tracker = Tracker::default();
+        tracker.update(scan(dir.path(), &own).unwrap(), now);
+        let mut unreadable = Scan::default();
+        unreadable.blank.insert(name, Blank::Unreadable);
+        assert!(
+            tracker
+                .update(unreadable, now + BLANK_PATIENCE * 9)
+                .0
+                .is_empty()
+        );
+        // A link that leads nowhere, as a mounted secret leaves behind.
+        std::fs::remove_file(dir.path().join("east")).unwrap();
+        std::os::unix::fs::symlink("..data/east", dir.path().join("east")).unwrap();
+        let (changes, _) = tracker.update(scan(dir.path(), &own).unwrap(), now);
+        assert_eq!(kinds(&changes), ["-east"]);
+    }
+
+    #[test]
     fn a_swapped_symlink_as_in_kubernetes_secrets_is_a_change() {
         let dir = tempfile::tempdir().unwrap();
         let own = "own".parse().unwrap();

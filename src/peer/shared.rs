@@ -115,6 +115,7 @@ impl Slot {
             endpoint: None,
             warnings: Vec::new(),
             last_heard: None,
+            certificate_expiry: None,
             etcd_cluster_id: None,
             config: None,
             synced: SyncedKinds::default(),

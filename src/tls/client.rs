@@ -10,7 +10,7 @@ use rustls::{
 };
 use tokio::net::TcpStream;
 
-use super::{Error, certificates, private_key, provider, read, roots};
+use super::{Error, bundle::chain_expiry, certificates, private_key, provider, read, roots};
 use crate::limits;
 
 /// An encrypted connection to a server.
@@ -77,6 +77,18 @@ impl ClientTls {
                 host: host.to_owned(),
                 source,
             })
+    }
+
+    /// When the first certificate of the own chain expires, Unix seconds; `None` without one.
+    ///
+    /// # Errors
+    /// What is wrong with the certificate file.
+    pub fn expiry(&self) -> Result<Option<i64>, Error> {
+        let Some((cert, _)) = &self.options.identity else {
+            return Ok(None);
+        };
+        let chain = certificates(cert, &read(cert)?)?;
+        chain_expiry(cert, &chain).map(Some)
     }
 
     fn config(&self) -> Result<rustls::ClientConfig, Error> {
