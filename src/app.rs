@@ -38,6 +38,7 @@ use self::datapath::{Datapath, Known};
 
 mod datapath;
 mod engine;
+mod importer;
 pub(crate) mod members;
 mod own;
 
@@ -181,7 +182,14 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         datapath::reconciled(status, own, written, cancel),
     );
 
-    let registry = spawn_peers(tasks, &config, &server_tls, &join);
+    let store = engine::connector(&config.kvstore, &keyspaces.cluster, tasks.token());
+    let candidate = importer::Candidate::new(&config, store, view.clone());
+    let registry = spawn_peers(tasks, &config, &server_tls, &join, candidate.route());
+    let cancel = tasks.token();
+    tasks.spawn("importer", async move {
+        candidate.run(cancel).await;
+        Ok(())
+    });
     let statuses = registry.clone();
     spawn_members_known(tasks, &config, registry, handle.changes.clone());
 
@@ -455,6 +463,7 @@ fn spawn_peers(
     config: &Config,
     server_tls: &tls::ServerTls,
     join: &members::Members,
+    route: watch::Receiver<peer::Route>,
 ) -> peer::Registry {
     let join = join.clone();
     let options = peer::Options {
@@ -468,6 +477,7 @@ fn spawn_peers(
         timing: peer::Timing::default(),
         dial: peer::Dial::default(),
         random: peer::Random::default(),
+        route,
     };
     let registry = peer::Registry::new(options, move |name| join.join(name.clone()));
     let (running, cancel) = (registry.clone(), tasks.token());

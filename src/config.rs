@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod args;
+mod parse;
 #[cfg(test)]
 mod tests;
 
@@ -53,6 +54,9 @@ pub struct Config {
     pub socket_path: PathBuf,
     /// Where the cluster store is.
     pub kvstore: Kvstore,
+    /// The etcd of a Cilium cluster in kvstore mode that is the source, if there is one: an etcd
+    /// client file. Other than that of `kvstore`.
+    pub kvstore_source: Option<PathBuf>,
     /// The bpf filesystem.
     pub bpf_root: PathBuf,
     /// Directory of manifests, if that source is used.
@@ -61,6 +65,9 @@ pub struct Config {
     pub policy_dir: Option<PathBuf>,
     /// Address of the etcd face.
     pub listen: SocketAddr,
+    /// Where this cluster's other nodes reach the etcd face, `host:port`; `None` if that follows
+    /// from `listen` and the node's own record.
+    pub advertise_address: Option<String>,
     /// Longest write request in bytes; at most `limits::REQUEST_BYTES_CEILING`.
     pub max_request_bytes: usize,
     /// Most conditions or steps of a transaction; at most `limits::TXN_OPS_CEILING`.
@@ -69,12 +76,20 @@ pub struct Config {
     pub prometheus_serve_addr: Option<SocketAddr>,
     /// Address of `/healthz` and `/readyz`; `None` if off.
     pub health_addr: Option<SocketAddr>,
+    /// After this a peer that was never connected is not waited for until the cache is ready.
+    pub per_cluster_ready_timeout: Duration,
+    /// After this no peer is.
+    pub global_ready_timeout: Duration,
     /// Certificate chain of the etcd face, PEM.
     pub tls_cert_file: PathBuf,
     /// Its private key, PEM.
     pub tls_key_file: PathBuf,
     /// This cluster's CA certificate, PEM.
     pub tls_ca_file: PathBuf,
+    /// Certificate chain as which this node reads the cache of the one that imports, PEM.
+    pub tls_local_cert_file: PathBuf,
+    /// Its private key, PEM.
+    pub tls_local_key_file: PathBuf,
     /// CA bundle that vouches for `admin-<cluster>` in place of `tls_ca_file`, PEM.
     pub tls_admin_ca_file: Option<PathBuf>,
     /// The same for `local-<cluster>`.
@@ -307,6 +322,7 @@ impl Raw {
             let message = format!("is longer than the {PATH_BYTES_MAX} bytes of a socket path");
             self.problem("socket-path", message);
         }
+        let kvstore = self.kvstore();
         let addr = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let config = Config {
             max_clusters,
@@ -314,7 +330,8 @@ impl Raw {
                 .path("clustermesh-config")
                 .unwrap_or_else(|| "/var/lib/clustermesh".into()),
             socket_path,
-            kvstore: self.kvstore(),
+            kvstore: kvstore.clone(),
+            kvstore_source: self.kvstore_source(&kvstore),
             bpf_root: self
                 .path("bpf-root")
                 .unwrap_or_else(|| "/sys/fs/bpf".into()),
@@ -323,6 +340,7 @@ impl Raw {
             listen: self
                 .parse("listen", parse_addr)
                 .unwrap_or_else(|| addr(2379)),
+            advertise_address: self.parse("advertise-address", parse::host_and_port),
             max_request_bytes: self
                 .parse("max-request-bytes", |text| {
                     parse_count(text, limits::REQUEST_BYTES_CEILING)
@@ -341,6 +359,12 @@ impl Raw {
                     unless_off(text, |text| text.parse().map(addr))
                 })
                 .unwrap_or_else(|| Some(addr(9880))),
+            per_cluster_ready_timeout: self
+                .parse("per-cluster-ready-timeout", parse::duration)
+                .unwrap_or(limits::PER_CLUSTER_READY_TIMEOUT),
+            global_ready_timeout: self
+                .parse("global-ready-timeout", parse::duration)
+                .unwrap_or(limits::GLOBAL_READY_TIMEOUT),
             tls_cert_file: self
                 .path("tls-cert-file")
                 .unwrap_or_else(|| in_certs("server.crt")),
@@ -350,6 +374,12 @@ impl Raw {
             tls_ca_file: self
                 .path("tls-ca-file")
                 .unwrap_or_else(|| in_certs("ca.crt")),
+            tls_local_cert_file: self
+                .path("tls-local-cert-file")
+                .unwrap_or_else(|| in_certs("local.crt")),
+            tls_local_key_file: self
+                .path("tls-local-key-file")
+                .unwrap_or_else(|| in_certs("local.key")),
             tls_admin_ca_file: self.path("tls-admin-ca-file"),
             tls_local_ca_file: self.path("tls-local-ca-file"),
             tls_remote_ca_file: self.path("tls-remote-ca-file"),
@@ -386,11 +416,7 @@ impl Raw {
             _ => Err("must be embedded or etcd"),
         });
         let given = self.values.contains_key("kvstore-opt");
-        let config = self.parse("kvstore-opt", |text| {
-            let file = text.strip_prefix("etcd.config=").map(str::trim);
-            let file = file.filter(|file| !file.is_empty());
-            file.map(PathBuf::from).ok_or("must be etcd.config=FILE")
-        });
+        let config = self.parse("kvstore-opt", parse::etcd_config);
         match (etcd, config) {
             (Some(true), Some(config)) => return Kvstore::Etcd { config },
             (Some(true), None) if !given => {
@@ -404,6 +430,20 @@ impl Raw {
             _ => {}
         }
         Kvstore::Embedded
+    }
+
+    fn kvstore_source(&mut self, kvstore: &Kvstore) -> Option<PathBuf> {
+        let source = self.parse("kvstore-source", parse::etcd_config)?;
+        if matches!(kvstore, Kvstore::Etcd { config } if *config == source) {
+            let message = "is the cluster store, which --kvstore-opt names; a source is only read";
+            self.problem("kvstore-source", message.into());
+        }
+        if self.values.contains_key("manifests-dir") {
+            let message = "can't go with --manifests-dir: with this source Cilium's agents give this \
+                           cluster's identities, for manifests the cluster store does; give one of them";
+            self.problem("kvstore-source", message.into());
+        }
+        Some(source)
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {

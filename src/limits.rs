@@ -167,6 +167,21 @@ pub const MEMBER_PENDING_BYTES: usize = 8 << 20;
 /// Entries of one member that the mesh applies before the next member has its turn.
 pub const MEMBER_SLICE: usize = 256;
 
+// --- importer ---
+/// Life of the importer's lock without its holder: half of the five seconds in which another node
+/// is to import, and more than etcd's shortest lease.
+pub const IMPORTER_LEASE_TTL: Duration = Duration::from_secs(3);
+/// How often the importer keeps its lock alive and looks whether it still has it.
+pub const IMPORTER_RENEW: Duration = Duration::from_secs(1);
+/// Pause before the store is asked again who imports.
+pub const IMPORTER_RETRY: Duration = Duration::from_millis(250);
+/// How long a node that starts waits for the store to say who imports; then it does.
+pub const IMPORTER_PATIENCE: Duration = Duration::from_secs(5);
+/// Default of `--per-cluster-ready-timeout`, as in kvstoremesh.
+pub const PER_CLUSTER_READY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Default of `--global-ready-timeout`, as in kvstoremesh.
+pub const GLOBAL_READY_TIMEOUT: Duration = Duration::from_secs(600);
+
 // --- mesh ---
 /// Members that may join before the mesh takes notice; no mesh has more.
 pub const MEMBERS_MAX: usize = 512;
@@ -210,6 +225,8 @@ pub const STORE_BACKOFF: (Duration, Duration) =
 pub const STORE_PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most who may ask at once whether everything is published: the export, the own member.
 pub const CONFIRMS_MAX: usize = 16;
+/// How often a batch of keys that another node holds is tried again; each costs the store a read.
+pub const HELD_RETRY: Duration = Duration::from_secs(2);
 /// Most refused keys that the status names; their number is in the log.
 pub const REFUSALS_SHOWN_MAX: usize = 16;
 /// Life of the mutex under which an identity is chosen, without its holder (Cilium's lock lease).

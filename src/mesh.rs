@@ -153,6 +153,8 @@ pub struct Terms {
     pub config: ClusterConfig,
     /// The only ranges that it may claim addresses in; empty if there is no such list.
     pub allowed_cidrs: Arc<[IpPrefix]>,
+    /// Its entries come by the cache of another node of the own cluster.
+    pub relayed: bool,
 }
 
 /// All members' state. One task owns it.
@@ -203,7 +205,7 @@ impl Mesh {
             }
         }
         if *name != self.settings.cluster_name {
-            self.cache.connected(name, id);
+            self.cache.connected(name, id, terms.relayed);
         }
     }
 

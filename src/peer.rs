@@ -20,6 +20,7 @@ pub use self::{
     options::{Dial, Options, Random, Timing},
     pending::Pending,
     registry::Registry,
+    route::Route,
 };
 
 mod actor;
@@ -30,6 +31,7 @@ mod machine;
 mod options;
 mod pending;
 mod registry;
+mod route;
 mod shared;
 
 /// What the mesh learns of one peer, in order.
@@ -47,6 +49,8 @@ pub enum MemberEvent {
         config: ClusterConfig,
         /// The only ranges that it may claim addresses in; empty if its file lists none.
         allowed_cidrs: Arc<[IpPrefix]>,
+        /// The entries come by the cache of another node of the own cluster.
+        relayed: bool,
     },
     /// Changes, in order.
     Keys {

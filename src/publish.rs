@@ -10,7 +10,8 @@
 //! it is out of reach, local changes go on: what was wanted is written once it is back.
 //!
 //! Always true: the own cluster's name, id and label are in every record, whatever a source said;
-//! an address has one record, of its first claimant; unchanged bytes are not written again; a number
+//! an address has one record, of its first claimant on this node, and any key that of the node which
+//! wrote it first, until that one gives it up or its lease ends; unchanged bytes are not written again; a number
 //! is used once the store has it, and stays in use while the store is lost; on shutdown nothing is
 //! withdrawn, so that a quick restart deletes nothing.
 //! Absent on purpose: no clock (it is an argument) and no reading of peers.
@@ -122,6 +123,8 @@ pub struct Status {
     pub waiting: usize,
     /// The first keys that it does not take, with its words.
     pub refused: Vec<String>,
+    /// The first keys that another node publishes with another value.
+    pub contended: Vec<String>,
 }
 
 impl Status {
@@ -131,8 +134,11 @@ impl Status {
             format!("cluster store: {error}; the last known export stays, {} keys and {} workloads wait", self.unwritten, self.waiting)
         });
         let refused = self.refused.iter();
-        lost.into_iter()
-            .chain(refused.map(|refused| format!("cluster store refuses {refused}")))
+        let refused = refused.map(|refused| format!("cluster store refuses {refused}"));
+        let contended = self.contended.iter().map(|key| {
+            format!("{key} is published by another node with another value, which stays until that node gives it up")
+        });
+        lost.into_iter().chain(refused).chain(contended)
     }
 }
 
@@ -266,6 +272,7 @@ impl Publisher {
     ) -> Result<(), Error> {
         let mut renew = tokio::time::interval(limits::LEASE_KEEP_ALIVE);
         let mut minute = tokio::time::interval(limits::HEARTBEAT_INTERVAL);
+        let mut try_held = tokio::time::interval(limits::HELD_RETRY);
         let mut batch = Vec::with_capacity(limits::LOCAL_EVENTS_BATCH);
         let mut source_lives = true;
         let mut work: Option<Work> = None;
@@ -289,6 +296,7 @@ impl Publisher {
                 () = tokio::time::sleep_until(retry), if work.is_none() && !self.link.is_up() => {}
                 _ = renew.tick() => self.link.check(),
                 _ = minute.tick() => self.each_minute().await,
+                _ = try_held.tick(), if self.link.is_up() => self.writer.try_held(),
                 Some(reply) = self.confirms.recv() => {
                     self.confirming.push(reply);
                     self.link.check();
@@ -406,12 +414,15 @@ impl Publisher {
         let refused = self.writer.refusals().take(limits::REFUSALS_SHOWN_MAX);
         let refused =
             refused.map(|(key, reason)| format!("{}: {reason}", String::from_utf8_lossy(key)));
+        let contended = self.writer.contended().take(limits::REFUSALS_SHOWN_MAX);
+        let contended = contended.map(|key| String::from_utf8_lossy(key).into_owned());
         let status = Status {
             connected: self.link.is_up(),
             error: self.link.error().map(ToOwned::to_owned),
             unwritten: self.writer.unwritten() + self.link.writing(),
             waiting: self.pending.len() + self.refused.len(),
             refused: refused.collect(),
+            contended: contended.collect(),
         };
         self.status.send_if_modified(|old| {
             let changed = *old != status;

@@ -139,11 +139,13 @@ impl Work {
                 id,
                 config,
                 allowed_cidrs,
+                relayed,
             } => {
                 let terms = Terms {
                     id,
                     config,
                     allowed_cidrs,
+                    relayed,
                 };
                 self.mesh.connected(&name, terms);
             }

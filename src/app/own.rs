@@ -41,6 +41,7 @@ pub(super) async fn run(
             ..ClusterConfig::default()
         },
         allowed_cidrs: Arc::default(),
+        relayed: false,
     });
     match cancel.run_until_cancelled(connected).await {
         Some(sent) => sent?,

@@ -51,6 +51,10 @@ pub struct Args {
     /// [default: none].
     #[arg(long, value_name = "KEY=VALUE", env = "TOMBOLO_KVSTORE_OPT")]
     pub kvstore_opt: Option<String>,
+    /// Source of a Cilium cluster that keeps its state in an etcd: 'etcd.config=FILE'. It is only
+    /// read, and must not be the cluster store [default: none].
+    #[arg(long, value_name = "KEY=VALUE", env = "TOMBOLO_KVSTORE_SOURCE")]
+    pub kvstore_source: Option<String>,
     /// The bpf filesystem [default: /sys/fs/bpf].
     #[arg(long, value_name = "DIR", env = "TOMBOLO_BPF_ROOT")]
     pub bpf_root: Option<String>,
@@ -63,6 +67,10 @@ pub struct Args {
     /// Address of the etcd face that peers dial; ':PORT' is all IPv4 addresses [default: :2379].
     #[arg(long, value_name = "ADDR", env = "TOMBOLO_LISTEN")]
     pub listen: Option<String>,
+    /// Where the cluster's other nodes reach this one's etcd face, 'HOST:PORT' [default: --listen,
+    /// with the node's own address if that is all of them].
+    #[arg(long, value_name = "ADDR", env = "TOMBOLO_ADVERTISE_ADDRESS")]
+    pub advertise_address: Option<String>,
     /// Longest write request of the etcd face, in bytes [default: 1572864].
     #[arg(long, value_name = "BYTES", env = "TOMBOLO_MAX_REQUEST_BYTES")]
     pub max_request_bytes: Option<String>,
@@ -75,6 +83,13 @@ pub struct Args {
     /// Port for /healthz and /readyz on all IPv4 addresses, or 'off' [default: 9880].
     #[arg(long, value_name = "PORT", env = "TOMBOLO_HEALTH_PORT")]
     pub health_port: Option<String>,
+    /// Time after which a peer that was never connected does not hold back /readyz/cache
+    /// [default: 15s].
+    #[arg(long, value_name = "TIME", env = "TOMBOLO_PER_CLUSTER_READY_TIMEOUT")]
+    pub per_cluster_ready_timeout: Option<String>,
+    /// Time after which no peer holds back /readyz/cache [default: 10m].
+    #[arg(long, value_name = "TIME", env = "TOMBOLO_GLOBAL_READY_TIMEOUT")]
+    pub global_ready_timeout: Option<String>,
     /// Certificate of the etcd face [default: certs/server.crt in the state directory].
     #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_CERT_FILE")]
     pub tls_cert_file: Option<String>,
@@ -85,6 +100,13 @@ pub struct Args {
     /// state directory].
     #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_CA_FILE")]
     pub tls_ca_file: Option<String>,
+    /// Certificate as which this node reads the cache of the one that imports, CN
+    /// `local-<cluster>` [default: certs/local.crt in the state directory].
+    #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_LOCAL_CERT_FILE")]
+    pub tls_local_cert_file: Option<String>,
+    /// Its private key [default: certs/local.key in the state directory].
+    #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_LOCAL_KEY_FILE")]
+    pub tls_local_key_file: Option<String>,
     /// CA bundle that vouches for `admin-<cluster>` in place of --tls-ca-file [default: none].
     #[arg(long, value_name = "FILE", env = "TOMBOLO_TLS_ADMIN_CA_FILE")]
     pub tls_admin_ca_file: Option<String>,
@@ -136,7 +158,7 @@ impl Args {
     pub(super) fn given<'a>(
         &'a self,
         socket: &'a SocketArg,
-    ) -> [(&'static str, &'a Option<String>); 29] {
+    ) -> [(&'static str, &'a Option<String>); 35] {
         [
             ("cluster-name", &self.cluster_name),
             ("cluster-id", &self.cluster_id),
@@ -148,17 +170,23 @@ impl Args {
             ("socket-path", &socket.socket_path),
             ("kvstore", &self.kvstore),
             ("kvstore-opt", &self.kvstore_opt),
+            ("kvstore-source", &self.kvstore_source),
             ("bpf-root", &self.bpf_root),
             ("manifests-dir", &self.manifests_dir),
             ("policy-dir", &self.policy_dir),
             ("listen", &self.listen),
+            ("advertise-address", &self.advertise_address),
             ("max-request-bytes", &self.max_request_bytes),
             ("max-txn-ops", &self.max_txn_ops),
             ("prometheus-serve-addr", &self.prometheus_serve_addr),
             ("health-port", &self.health_port),
+            ("per-cluster-ready-timeout", &self.per_cluster_ready_timeout),
+            ("global-ready-timeout", &self.global_ready_timeout),
             ("tls-cert-file", &self.tls_cert_file),
             ("tls-key-file", &self.tls_key_file),
             ("tls-ca-file", &self.tls_ca_file),
+            ("tls-local-cert-file", &self.tls_local_cert_file),
+            ("tls-local-key-file", &self.tls_local_key_file),
             ("tls-admin-ca-file", &self.tls_admin_ca_file),
             ("tls-local-ca-file", &self.tls_local_ca_file),
             ("tls-remote-ca-file", &self.tls_remote_ca_file),

@@ -20,6 +20,30 @@ pub const IDENTITY_LOCKS_PREFIX: &str = "cilium/state/identities/v1/locks/";
 /// Says which node of the cluster collects unused identities; its name, on a lease.
 pub const COLLECTOR_LOCK: &str = "tombolo/locks/identity-collector";
 
+/// Says which node of the cluster imports its peers, and where the others read its cache; JSON, on
+/// a lease.
+pub const IMPORTER_LOCK: &str = "tombolo/importer";
+
+/// What the keys of a node's leases start with: each lies on the lease that it names, so that a
+/// process that starts anew knows which keys its predecessor wrote.
+#[must_use]
+pub fn lease_tags(node: &str) -> String {
+    format!("tombolo/leases/{node}/")
+}
+
+/// The key of one lease; `tags` is [`lease_tags`].
+#[must_use]
+pub fn lease_tag(tags: &str, lease: i64) -> String {
+    format!("{tags}{lease:x}")
+}
+
+/// The lease that a key of [`lease_tag`] names.
+#[must_use]
+pub fn tagged_lease(key: &[u8], tags: &str) -> Option<i64> {
+    let lease = key.strip_prefix(tags.as_bytes())?;
+    i64::from_str_radix(str::from_utf8(lease).ok()?, 16).ok()
+}
+
 /// Which of the two trees a cluster's entries lie in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -28,6 +52,10 @@ pub enum Layout {
     State,
     /// `cilium/cache/`: as a mirror keeps them, always with the cluster's name.
     Cache,
+    /// The same keys in the cache of another node of the own cluster. Their canaries are others,
+    /// which go when that node does not import any more: what is there may then be older than what
+    /// the reader has.
+    Relay,
 }
 
 impl Layout {
@@ -36,7 +64,7 @@ impl Layout {
     pub const fn root(self) -> &'static str {
         match self {
             Self::State => "cilium/state/",
-            Self::Cache => "cilium/cache/",
+            Self::Cache | Self::Relay => "cilium/cache/",
         }
     }
 
@@ -47,10 +75,10 @@ impl Layout {
         let base = self.base(kind);
         match (self, kind) {
             (_, Kind::Nodes | Kind::Services | Kind::ServiceExports | Kind::EndpointSlices)
-            | (Self::Cache, Kind::Ips) => format!("{base}/{cluster}/"),
+            | (Self::Cache | Self::Relay, Kind::Ips) => format!("{base}/{cluster}/"),
             (Self::State, Kind::Ips) => format!("{base}/default/"),
             (Self::State, Kind::Identities) => format!("{base}/id/"),
-            (Self::Cache, Kind::Identities) => format!("{base}/{cluster}/id/"),
+            (Self::Cache | Self::Relay, Kind::Identities) => format!("{base}/{cluster}/id/"),
         }
     }
 
@@ -58,7 +86,7 @@ impl Layout {
     /// that only one tree has.
     #[must_use]
     pub fn canary(self, kind: Kind, cluster: &ClusterName) -> String {
-        format!("{}{}", synced_prefix(cluster), self.base(kind))
+        format!("{}{}", self.canaries(cluster), self.base(kind))
     }
 
     /// Splits a key into kind and suffix, if it is an entry of `cluster`.
@@ -68,6 +96,16 @@ impl Layout {
             let suffix = key.strip_prefix(self.prefix(kind, cluster).as_bytes())?;
             (!suffix.is_empty()).then_some((kind, suffix))
         })
+    }
+
+    /// What the canaries of a cluster's kinds in this tree start with.
+    #[must_use]
+    pub fn canaries(self, cluster: &ClusterName) -> String {
+        let synced = synced_prefix(cluster);
+        match self {
+            Self::State | Self::Cache => synced,
+            Self::Relay => format!("{synced}tombolo/"),
+        }
     }
 
     fn base(self, kind: Kind) -> String {
@@ -118,10 +156,10 @@ pub fn synced_prefix(cluster: &ClusterName) -> String {
 /// The kind and tree whose canary a key is; unknown canaries are nobody's.
 #[must_use]
 pub fn parse_canary(key: &[u8], cluster: &ClusterName) -> Option<(Layout, Kind)> {
-    let rest = key.strip_prefix(synced_prefix(cluster).as_bytes())?;
-    [Layout::State, Layout::Cache]
+    [Layout::State, Layout::Cache, Layout::Relay]
         .into_iter()
         .find_map(|layout| {
+            let rest = key.strip_prefix(layout.canaries(cluster).as_bytes())?;
             let kind = Kind::ALL
                 .into_iter()
                 .find(|kind| layout.base(*kind).as_bytes() == rest)?;

@@ -1,5 +1,7 @@
 //! The cache keyspace: peers' values byte for byte under `cilium/cache/`, each peer's
 //! cluster-config rewritten, and a canary per kind once its first list was copied completely.
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
 use crate::{
@@ -12,15 +14,26 @@ use crate::{
 pub(super) struct Cache {
     store: Store,
     max: MaxClusters,
+    /// Peers whose entries come over a connection of this node's own.
+    direct: HashSet<ClusterName>,
 }
 
 impl Cache {
     pub(super) fn new(store: Store, max: MaxClusters) -> Self {
-        Self { store, max }
+        let direct = HashSet::new();
+        Self { store, max, direct }
     }
 
     /// Readers look for the configuration first, so it is written before any data.
-    pub(super) fn connected(&self, name: &ClusterName, id: ClusterId) {
+    /// What was `relayed` by another node's cache is not for other nodes to follow.
+    pub(super) fn connected(&mut self, name: &ClusterName, id: ClusterId, relayed: bool) {
+        if relayed {
+            self.direct.remove(name);
+            let canaries = Layout::Relay.canaries(name);
+            self.store.delete_prefix(canaries.as_bytes());
+        } else {
+            self.direct.insert(name.clone());
+        }
         let capabilities = keyspace::Capabilities {
             synced_canaries: true,
             cached: true,
@@ -44,15 +57,19 @@ impl Cache {
 
     /// A kind's list is complete.
     pub(super) fn listed(&self, name: &ClusterName, kind: Kind) {
-        let canary = Layout::Cache.canary(kind, name);
-        if self.store.get(canary.as_bytes()).is_none() {
-            // Readers test for the key and ignore the value.
-            self.put(canary, Bytes::from_static(b"true"));
+        let relay = self.direct.contains(name).then_some(Layout::Relay);
+        for layout in [Layout::Cache].into_iter().chain(relay) {
+            let canary = layout.canary(kind, name);
+            if self.store.get(canary.as_bytes()).is_none() {
+                // Readers test for the key and ignore the value.
+                self.put(canary, Bytes::from_static(b"true"));
+            }
         }
     }
 
     /// The configuration goes first, so that readers stop before the data vanishes.
-    pub(super) fn removed(&self, name: &ClusterName) {
+    pub(super) fn removed(&mut self, name: &ClusterName) {
+        self.direct.remove(name);
         self.store
             .delete(keyspace::cluster_config_key(name).as_bytes());
         self.store

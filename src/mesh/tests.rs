@@ -29,6 +29,7 @@ fn terms(n: u32) -> Terms {
         id: id(n),
         config: ClusterConfig::default(),
         allowed_cidrs: Arc::default(),
+        relayed: false,
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::{
 };
 
 use super::{
+    Route,
     config_file::ConfigFile,
     link::{self, Context, Link, Opened},
     machine::{Effect, Failure, File, Input, Log, Machine, Rules},
@@ -29,6 +30,15 @@ pub(super) enum Desired {
 /// Runs until the registry drops its end or the mesh is gone.
 pub(super) async fn run(context: Context, mut desired: watch::Receiver<Desired>) {
     let mut actor = Actor::new(Arc::new(context));
+    // At the end of the process nobody decides any more, and nobody dials.
+    if actor
+        .route
+        .wait_for(|r| *r != Route::Undecided)
+        .await
+        .is_err()
+    {
+        return;
+    }
     let wanted = desired.borrow_and_update().clone();
     let mut next = Some(actor.desired(&wanted));
     let mut freed = actor.context.shared.freed();
@@ -51,6 +61,8 @@ struct Actor {
     machine: Machine,
     file: Option<Arc<(PathBuf, ConfigFile)>>,
     connection: Connection,
+    /// Which way leads to the peer.
+    route: watch::Receiver<Route>,
     /// How far the peer's keyspace was handed on; outlives connections.
     follower: Option<Arc<Mutex<Follower>>>,
 }
@@ -69,6 +81,7 @@ impl Actor {
             machine: Machine::new(rules, Instant::now()),
             file: None,
             connection: Connection::None,
+            route: options.route.clone(),
             follower: None,
             context,
         }
@@ -80,6 +93,11 @@ impl Actor {
             return Input::Removed;
         };
         self.file = Some(Arc::clone(file));
+        let (endpoints, relay) = match &*self.route.borrow_and_update() {
+            // One that is not known is still one to fail at.
+            Route::Via { node, .. } => (1, Some(node.clone())),
+            Route::Direct | Route::Undecided => (file.1.connect.endpoints.len(), None),
+        };
         let parsed = &file.1;
         let mut warnings = Vec::new();
         if !parsed.unknown.is_empty() {
@@ -92,7 +110,8 @@ impl Actor {
             warnings.push("the server is not verified: insecure-skip-tls-verify is set".to_owned());
         }
         Input::File(File {
-            endpoints: parsed.connect.endpoints.len(),
+            endpoints,
+            relay,
             cluster_id: parsed.cluster_id,
             allowed_cidrs: Arc::clone(&parsed.allowed_cidrs),
             warnings,
@@ -117,6 +136,10 @@ impl Actor {
             changed = desired.changed() => {
                 changed.ok()?;
                 let wanted = desired.borrow_and_update().clone();
+                Some(self.desired(&wanted))
+            }
+            Ok(()) = self.route.changed() => {
+                let wanted = desired.borrow().clone();
                 Some(self.desired(&wanted))
             }
             () = timer => Some(Input::Timer),
@@ -223,7 +246,13 @@ impl Actor {
 
     fn dial(&mut self, endpoint: usize) {
         let Some(file) = &self.file else { return };
-        let parsed = Arc::new(file.1.clone());
+        let mut parsed = file.1.clone();
+        let mut relay = None;
+        if let Route::Via { node, cache } = &*self.route.borrow() {
+            parsed.connect = cache.clone().unwrap_or_default();
+            relay = Some(node.clone());
+        }
+        let parsed = Arc::new(parsed);
         let context = &self.context;
         let address = parsed.connect.endpoints.get(endpoint);
         let address = address.map(ToString::to_string);
@@ -234,7 +263,7 @@ impl Actor {
             status.endpoint = address;
             status.certificate_expiry = expiry;
         });
-        let open = link::open(Arc::clone(context), parsed, endpoint);
+        let open = link::open(Arc::clone(context), parsed, endpoint, relay);
         self.connection = Connection::Dialling(Box::pin(open));
     }
 

@@ -34,6 +34,14 @@ pub(super) enum Error {
     Etcd(#[from] etcd::Error),
     #[error("import the peer")]
     Follow(#[source] follower::Error),
+    #[error("reach node {0}, which imports: it names no address; give it --advertise-address")]
+    NoAddress(String),
+    #[error("reach the cache of node {node}, which imports")]
+    Cache {
+        node: String,
+        #[source]
+        source: etcd::Error,
+    },
     #[error("stay connected: no answer for {0} s")]
     Hang(u64),
 }
@@ -42,9 +50,9 @@ impl Error {
     /// The failure as status and machine want it. `heard` if the server ever answered.
     pub(super) fn failure(&self, tls: bool, heard: bool) -> Failure {
         let error = match self {
-            Self::Etcd(error) => Some(error),
+            Self::Etcd(error) | Self::Cache { source: error, .. } => Some(error),
             Self::Follow(error) => error.etcd(),
-            Self::Hang(_) => None,
+            Self::NoAddress(_) | Self::Hang(_) => None,
         };
         let retry = match error {
             Some(error) if error.is_missing_file() => Retry::Files,
@@ -52,7 +60,11 @@ impl Error {
             _ => Retry::Soon,
         };
         Failure {
-            layer: error.map_or(Layer::Heartbeat, |error| layer(error, tls, heard)),
+            layer: match (self, error) {
+                (Self::NoAddress(_), _) => Layer::File,
+                (_, Some(error)) => layer(error, tls, heard),
+                (_, None) => Layer::Heartbeat,
+            },
             text: chain(self),
             retry,
         }
@@ -103,21 +115,28 @@ pub(super) struct Opened {
     after: i64,
 }
 
-/// Dials one of the file's endpoints and reads the heartbeat, which pins the etcd cluster.
+/// Dials one of the file's endpoints, or of those of the cache of the node `relay`, and reads the
+/// heartbeat, which pins the etcd cluster.
 pub(super) async fn open(
     context: Arc<Context>,
     file: Arc<ConfigFile>,
     endpoint: usize,
+    relay: Option<String>,
 ) -> Result<Opened, Failure> {
     let Some(endpoint) = file.connect.endpoints.get(endpoint) else {
-        return Err(Error::Etcd(etcd::Error::NoEndpoint).failure(false, false));
+        let error = relay.map_or(Error::Etcd(etcd::Error::NoEndpoint), Error::NoAddress);
+        return Err(error.failure(false, false));
+    };
+    let failed = |source| match relay.clone() {
+        Some(node) => Error::Cache { node, source },
+        None => Error::Etcd(source),
     };
     let tls = file.connect.uses_tls(endpoint);
     let dial = context.options.dial.connect(&context.name, &file, endpoint);
     let client = dial.await;
-    let client = client.map_err(|error| Error::Etcd(error).failure(tls, false))?;
+    let client = client.map_err(|error| failed(error).failure(tls, false))?;
     let opened = establish(&context.name, client.clone()).await;
-    opened.map_err(|error| Error::Etcd(error).failure(tls, client.heard().any()))
+    opened.map_err(|error| failed(error).failure(tls, client.heard().any()))
 }
 
 async fn establish(name: &ClusterName, client: Client) -> Result<Opened, etcd::Error> {

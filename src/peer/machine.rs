@@ -35,8 +35,10 @@ pub(super) struct Rules {
 /// What matters here of a peer file.
 #[derive(Debug, Clone)]
 pub(super) struct File {
-    /// How many endpoints it lists, at least one.
+    /// How many endpoints there are to try, at least one.
     pub(super) endpoints: usize,
+    /// The node that imports for this one: those endpoints are its cache's.
+    pub(super) relay: Option<String>,
     pub(super) cluster_id: Option<ClusterId>,
     pub(super) allowed_cidrs: Arc<[IpPrefix]>,
     pub(super) warnings: Vec<String>,
@@ -335,7 +337,7 @@ impl Machine {
                 )
             }
             Phase::Unaccepted { until, .. } if *until <= now => {
-                let waiting = (Layer::ClusterConfig, WAITING.to_owned());
+                let waiting = (Layer::ClusterConfig, self.waiting_for_config());
                 self.trouble.clone().unwrap_or(waiting)
             }
             _ => return,
@@ -355,7 +357,7 @@ impl Machine {
         self.position = 0;
         self.seen = Seen::default();
         self.beat = now;
-        self.trouble = Some((Layer::ClusterConfig, WAITING.to_owned()));
+        self.trouble = Some((Layer::ClusterConfig, self.waiting_for_config()));
     }
 
     fn failed(
@@ -411,8 +413,12 @@ impl Machine {
             Some(Some(value)) if fresh => self.consider(now, &value, effects),
             Some(None) if fresh => {
                 let gone = matches!(self.phase, Phase::Following(_));
-                let text = if gone { GONE } else { WAITING };
-                self.refuse(now, text.to_owned(), effects);
+                let text = if gone {
+                    GONE.to_owned()
+                } else {
+                    self.waiting_for_config()
+                };
+                self.refuse(now, text, effects);
             }
             _ => {}
         }
@@ -483,8 +489,9 @@ impl Machine {
             id,
             config: config.clone(),
             allowed_cidrs: Arc::clone(&file.allowed_cidrs),
+            relayed: file.relay.is_some(),
         }));
-        effects.push(Effect::Follow(subject(&self.rules.name, &config)));
+        effects.push(Effect::Follow(self.subject(&config)));
         self.phase = Phase::Following(config);
     }
 
@@ -539,7 +546,10 @@ impl Machine {
         status.ready = matches!(self.phase, Phase::Following(_)) && waiting.is_none();
         let connection = || {
             let id = status.etcd_cluster_id.unwrap_or_default();
-            format!("etcd: 1/1 connected, ID: {id:x}")
+            match self.relay() {
+                Some(node) => format!("cache of {node}: 1/1 connected, ID: {id:x}"),
+                None => format!("etcd: 1/1 connected, ID: {id:x}"),
+            }
         };
         (status.layer, status.status) = match (&self.trouble, waiting) {
             (Some((layer, text)), _) => (Some(*layer), text.clone()),
@@ -554,7 +564,7 @@ impl Machine {
     fn waiting(&self, config: &ClusterConfig) -> Option<(Option<Layer>, String)> {
         let Subject {
             kinds, canaries, ..
-        } = subject(&self.rules.name, config);
+        } = self.subject(config);
         let list = |missing: Vec<&Kind>| {
             let words = missing.into_iter().map(|kind| kind.segment());
             words.collect::<Vec<_>>().join(", ")
@@ -570,6 +580,35 @@ impl Machine {
         let unread = kinds.iter().filter(|k| !self.seen.complete.contains(k));
         let unread: Vec<_> = unread.collect();
         (!unread.is_empty()).then(|| (None, format!("listing {}", list(unread))))
+    }
+
+    /// The node whose cache is read.
+    fn relay(&self) -> Option<&str> {
+        self.file.as_ref()?.relay.as_deref()
+    }
+
+    fn waiting_for_config(&self) -> String {
+        match self.relay() {
+            Some(node) => format!(
+                "find the peer's cluster-config in the cache of node {node}, which imports: it is \
+                 not there; does that node have the peer's file, and is it connected?"
+            ),
+            None => WAITING.to_owned(),
+        }
+    }
+
+    /// What to follow of the peer. The cache of a node is followed only where that node has listed
+    /// the peer itself: its entries may be older than ours otherwise.
+    fn subject(&self, config: &ClusterConfig) -> Subject {
+        let subject = subject(&self.rules.name, config);
+        match self.relay() {
+            Some(_) => Subject {
+                layout: Layout::Relay,
+                canaries: true,
+                ..subject
+            },
+            None => subject,
+        }
     }
 
     fn warnings(&self) -> Vec<String> {

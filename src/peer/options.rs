@@ -7,8 +7,9 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 
-use super::ConfigFile;
+use super::{ConfigFile, Route};
 use crate::{
     etcd::{Client, Endpoint, Error},
     limits,
@@ -39,6 +40,8 @@ pub struct Options {
     pub dial: Dial,
     /// Chance, for backoff and the order of endpoints.
     pub random: Random,
+    /// Which way leads to the peers.
+    pub route: watch::Receiver<Route>,
 }
 
 /// Waits and bounds of a session; the defaults are those of `limits`.

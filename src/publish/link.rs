@@ -11,11 +11,11 @@ use futures::future::BoxFuture;
 
 use super::{
     allocate::{self, Allocation, Request},
-    writer::{Next, Step, transaction},
+    writer::{self, Found, Next, Step, transaction},
     *,
 };
 use crate::{
-    etcd::{self, Class, Client, KeyValue},
+    etcd::{self, Class, Client, KeyValue, PutOptions, Txn, TxnOp},
     keyspace::identity,
     types::Labels,
 };
@@ -26,13 +26,15 @@ pub(super) type Work = BoxFuture<'static, Done>;
 /// How a piece of work ended.
 #[derive(Debug)]
 pub(super) enum Done {
-    Connected(Result<Arc<Client>, etcd::Error>),
+    /// With the leases of this node's earlier processes.
+    Connected(Result<(Arc<Client>, Vec<i64>), etcd::Error>),
     /// With the leases that are gone.
     Renewed(Result<Vec<i64>, etcd::Error>),
     Granted(Result<i64, etcd::Error>),
     Compared(Result<Vec<(Bytes, Option<KeyValue>)>, etcd::Error>),
     Allocated(Vec<Request>, Result<Vec<Allocation>, etcd::Error>),
-    Written(Vec<Step>, Result<(), etcd::Error>),
+    /// With what was found in the place of each step that was not done.
+    Written(Vec<Step>, Result<Vec<Option<Found>>, etcd::Error>),
 }
 
 /// The connection, and what is owed over it.
@@ -121,10 +123,10 @@ impl Publisher {
     /// What is to be done now, most urgent first; `None` if nothing is, or not yet.
     pub(super) fn next_work(&mut self) -> Option<Work> {
         let Some(client) = self.link.client.clone() else {
-            let connector = self.link.connector();
+            let (connector, tags) = (self.link.connector(), self.lease_tags());
             let due = Instant::now() >= self.link.retry_at;
             return due.then(|| -> Work {
-                Box::pin(async move { Done::Connected(connector.connect().await.map(Arc::new)) })
+                Box::pin(async move { Done::Connected(connect(&connector, &tags).await) })
             });
         };
         if std::mem::take(&mut self.link.renew_due) {
@@ -143,7 +145,7 @@ impl Publisher {
         }
         if !self.wanted.is_empty() {
             let Some(lease) = self.writer.reserve(limits::ALLOCATIONS_BATCH) else {
-                return Some(grant(client));
+                return Some(grant(client, self.lease_tags()));
             };
             let requests = self.requests(lease);
             self.writer
@@ -157,7 +159,7 @@ impl Publisher {
         }
         match self.writer.next() {
             Next::Idle => None,
-            Next::Grant => Some(grant(client)),
+            Next::Grant => Some(grant(client, self.lease_tags())),
             Next::Write(steps) => {
                 self.link.writing = steps.len();
                 Some(Box::pin(async move {
@@ -168,7 +170,7 @@ impl Publisher {
                         None => String::new(),
                     };
                     let written = client.txn(&what, transaction(&steps)).await;
-                    Done::Written(steps, written.map(drop))
+                    Done::Written(steps, written.map(|response| writer::found(&response)))
                 }))
             }
         }
@@ -206,7 +208,10 @@ impl Publisher {
     pub(super) async fn finish(&mut self, done: Done) {
         self.link.writing = 0;
         match done {
-            Done::Connected(Ok(client)) => self.link.up(client),
+            Done::Connected(Ok((client, leases))) => {
+                self.writer.inherit(leases);
+                self.link.up(client);
+            }
             Done::Renewed(Ok(lost)) => {
                 // It answers, not only to the handshake.
                 self.link.pause = limits::STORE_BACKOFF.0;
@@ -230,7 +235,7 @@ impl Publisher {
                     _ => self.link.down(&error),
                 }
             }
-            Done::Written(steps, Ok(())) => self.writer.done(steps),
+            Done::Written(steps, Ok(found)) => self.written(steps, found),
             Done::Written(steps, Err(error)) => self.not_written(steps, &error),
             Done::Connected(Err(error))
             | Done::Renewed(Err(error))
@@ -246,6 +251,23 @@ impl Publisher {
         );
         let lost = self.writer.lost(lease);
         self.take_slaves_again(lost.iter());
+    }
+
+    /// Where our leases are written down, so that our next process knows them as ours.
+    fn lease_tags(&self) -> String {
+        keyspace::layout::lease_tags(&self.options.node_name)
+    }
+
+    fn written(&mut self, steps: Vec<Step>, found: Vec<Option<Found>>) {
+        let (held, taken) = self.writer.done(steps, found);
+        for key in held {
+            let key = String::from_utf8_lossy(&key);
+            tracing::warn!(%key, "Another node publishes this key with another value and keeps it; ours follows when it goes");
+        }
+        for key in taken {
+            let key = String::from_utf8_lossy(&key);
+            tracing::info!(%key, "Another node gave this key up; ours is published");
+        }
     }
 
     fn not_written(&mut self, steps: Vec<Step>, error: &etcd::Error) {
@@ -286,7 +308,10 @@ impl Publisher {
                     value == Some(text.as_bytes())
                 };
                 again.extend(text.filter(|text| !same(text)).cloned());
-            } else if self.writer.compared(key, found.as_ref()) {
+            } else if self
+                .writer
+                .compared(key, found.as_ref().map(Found::from).as_ref())
+            {
                 differing.push(key);
             }
         }
@@ -356,8 +381,33 @@ impl Publisher {
     }
 }
 
-fn grant(client: Arc<Client>) -> Work {
-    Box::pin(async move { Done::Granted(client.lease_grant(limits::LEASE_TTL).await) })
+async fn connect(
+    connector: &Connector,
+    tags: &str,
+) -> Result<(Arc<Client>, Vec<i64>), etcd::Error> {
+    let client = Arc::new(connector.connect().await?);
+    let mut leases = Vec::new();
+    let mut list = client.list_keys_at(tags, 0);
+    while let Some(page) = list.page().await? {
+        let keys = page.entries.iter().map(|entry| &*entry.key);
+        leases.extend(keys.filter_map(|key| keyspace::layout::tagged_lease(key, tags)));
+    }
+    Ok((client, leases))
+}
+
+/// Grants a lease, and writes down on it that it is ours: it may outlive this process.
+fn grant(client: Arc<Client>, tags: String) -> Work {
+    Box::pin(async move {
+        let granted = async {
+            let lease = client.lease_grant(limits::LEASE_TTL).await?;
+            let key = keyspace::layout::lease_tag(&tags, lease);
+            let options = PutOptions::new().with_lease(lease);
+            let put = TxnOp::put(key.as_str(), "", Some(options));
+            client.txn(&key, Txn::new().and_then([put])).await?;
+            Ok(lease)
+        };
+        Done::Granted(granted.await)
+    })
 }
 
 /// Yields the leases that are gone.

@@ -1,14 +1,19 @@
 //! What this node wants in the cluster store, and how much of it is there. No I/O: the caller takes
 //! batches, runs them, and tells how they ended.
 //!
-//! Invariant: each wanted key is on one of our leases or waits to be written; a key is deleted only
-//! while it is on the lease that we put it on, so that what another node wrote since stays.
-use std::collections::{BTreeMap, BTreeSet};
+//! Invariant: each wanted key is on one of our leases, waits to be written, or is held by another
+//! node. The node that wrote a key first keeps it for as long as its lease lives; the others write
+//! theirs when it is gone. A key is deleted only while it is on the lease that we put it on.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use bytes::Bytes;
 
 use crate::{
-    etcd::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp},
+    etcd::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse},
+    keyspace::identity,
     limits,
 };
 
@@ -22,6 +27,12 @@ pub(super) struct Writer {
     doomed: BTreeMap<Bytes, i64>,
     /// Our leases with the number of keys that count against each.
     leases: BTreeMap<i64, usize>,
+    /// Leases of this node's earlier processes; keys on them are ours.
+    inherited: BTreeSet<i64>,
+    /// Wanted keys that another node holds, and whether with other bytes than ours.
+    held: BTreeMap<Bytes, bool>,
+    /// The held key that was tried last.
+    tried: Bytes,
     /// The batch was refused as a whole: find out which key it is, one by one.
     singly: bool,
     /// Why the store takes a key in no case.
@@ -31,7 +42,18 @@ pub(super) struct Writer {
 #[derive(Debug)]
 struct Wanted {
     value: Bytes,
+    /// The lease of ours that it is, or was, to be put on, and counts against.
     lease: Option<i64>,
+    over: Over,
+}
+
+/// What a put may replace besides nothing and keys without a lease, which would never go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// Whatever is there.
+    Anything,
+    /// A key on this lease; 0 for no more than the above.
+    Lease(i64),
 }
 
 /// One step of a batch.
@@ -41,9 +63,26 @@ pub(super) enum Step {
         key: Bytes,
         value: Bytes,
         lease: i64,
+        over: Over,
     },
     /// Only if the key is on this lease.
     Delete { key: Bytes, lease: i64 },
+}
+
+/// What the store has under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    value: Bytes,
+    lease: i64,
+}
+
+impl From<&KeyValue> for Found {
+    fn from(found: &KeyValue) -> Self {
+        Self {
+            value: Bytes::copy_from_slice(found.value()),
+            lease: found.lease(),
+        }
+    }
 }
 
 /// What to do next.
@@ -61,25 +100,29 @@ impl Writer {
     /// Wants a key; nothing is to be done if it is there already with this value.
     pub(super) fn put(&mut self, key: String, value: Vec<u8>) {
         let (key, value) = (Bytes::from(key), Bytes::from(value));
-        if self.wanted.get(&key).is_some_and(|old| old.value == value) {
+        let old = self.wanted.get(&key);
+        if old.is_some_and(|old| old.value == value) {
             return;
         }
-        self.want(key, value);
+        let over = old.map(|old| old.over);
+        let doomed = || self.doomed.get(&key).copied();
+        let over = over.or_else(|| doomed().map(Over::Lease));
+        self.want(key, value, over.unwrap_or(Over::Lease(0)));
     }
 
-    /// Wants a key to be written whether or not it is there.
+    /// Wants a key to be written whether or not it is there, and whoever holds it.
     pub(super) fn touch(&mut self, key: String, value: Vec<u8>) {
-        self.want(Bytes::from(key), Bytes::from(value));
+        self.want(Bytes::from(key), Bytes::from(value), Over::Anything);
     }
 
-    fn want(&mut self, key: Bytes, value: Bytes) {
+    fn want(&mut self, key: Bytes, value: Bytes, over: Over) {
         let lease = match self.wanted.get(&key) {
             Some(old) => old.lease,
             None => self.doomed.remove(&key),
         };
         self.refused.remove(&key);
         self.dirty.insert(key.clone());
-        self.wanted.insert(key, Wanted { value, lease });
+        self.wanted.insert(key, Wanted { value, lease, over });
     }
 
     /// Wants a key no longer; keys that were never put by us are left alone.
@@ -89,6 +132,7 @@ impl Writer {
         };
         self.dirty.remove(&key);
         self.refused.remove(&key);
+        self.held.remove(&key);
         if let Some(lease) = wanted.lease {
             self.doomed.insert(key, lease);
         }
@@ -101,8 +145,12 @@ impl Writer {
             self.uncount(old);
         }
         self.dirty.remove(&key);
-        let lease = Some(lease);
-        if let Some(old) = self.wanted.insert(key, Wanted { value, lease })
+        let wanted = Wanted {
+            value,
+            lease: Some(lease),
+            over: Over::Lease(lease),
+        };
+        if let Some(old) = self.wanted.insert(key, wanted)
             && let Some(old) = old.lease
         {
             self.uncount(old);
@@ -136,6 +184,11 @@ impl Writer {
         self.leases.insert(lease, 0);
     }
 
+    /// Takes over the leases of this node's earlier processes that still live.
+    pub(super) fn inherit(&mut self, leases: impl IntoIterator<Item = i64>) {
+        self.inherited = leases.into_iter().collect();
+    }
+
     /// All our leases.
     pub(super) fn leases(&self) -> Vec<i64> {
         self.leases.keys().copied().collect()
@@ -148,6 +201,9 @@ impl Writer {
         for (key, wanted) in &mut self.wanted {
             if wanted.lease == Some(lease) {
                 wanted.lease = None;
+                if wanted.over == Over::Lease(lease) {
+                    wanted.over = Over::Lease(0);
+                }
                 self.dirty.insert(key.clone());
                 lost.push(key.clone());
             }
@@ -185,9 +241,14 @@ impl Writer {
                 continue;
             };
             wanted.lease = Some(lease);
-            let value = wanted.value.clone();
+            let (value, over) = (wanted.value.clone(), wanted.over);
             bytes += key.len() + value.len();
-            steps.push(Step::Put { key, value, lease });
+            steps.push(Step::Put {
+                key,
+                value,
+                lease,
+                over,
+            });
         }
         if steps.is_empty() {
             self.singly = false;
@@ -196,13 +257,77 @@ impl Writer {
         Next::Write(steps)
     }
 
-    /// A batch is in the store.
-    pub(super) fn done(&mut self, steps: Vec<Step>) {
-        for step in steps {
-            if let Step::Delete { lease, .. } = step {
-                self.uncount(lease);
+    /// A batch is in the store, except the puts for which a key was `found` instead. Yields the keys
+    /// that were found to be held, and those that were held and are ours now.
+    pub(super) fn done(
+        &mut self,
+        steps: Vec<Step>,
+        found: Vec<Option<Found>>,
+    ) -> (Vec<Bytes>, Vec<Bytes>) {
+        let (mut held, mut taken) = (Vec::new(), Vec::new());
+        let found = found.into_iter().chain(std::iter::repeat(None));
+        for (step, found) in steps.into_iter().zip(found) {
+            match (step, found) {
+                (Step::Delete { lease, .. }, _) => self.uncount(lease),
+                (Step::Put { key, lease, .. }, None) => {
+                    if let Some(wanted) = self.wanted.get_mut(&key)
+                        && wanted.over != Over::Anything
+                    {
+                        wanted.over = Over::Lease(lease);
+                    }
+                    taken.extend(self.held.remove(&key).map(|_| key));
+                }
+                (Step::Put { key, lease, .. }, Some(found)) => {
+                    held.extend(self.not_put(key, lease, &found));
+                }
             }
         }
+        (held, taken)
+    }
+
+    /// A key was on another lease than its put expected. Yields it if another node newly holds it.
+    fn not_put(&mut self, key: Bytes, lease: i64, found: &Found) -> Option<Bytes> {
+        if self.is_ours(found.lease) {
+            let wanted = self.wanted.get_mut(&key)?;
+            wanted.over = Over::Lease(found.lease);
+            self.dirty.insert(key);
+            return None;
+        }
+        // One that is not wanted any more still counts until its deletion is done.
+        let wanted = self.wanted.get_mut(&key)?;
+        if wanted.lease == Some(lease) {
+            wanted.lease = None;
+            self.uncount(lease);
+        }
+        self.hold(key, found)
+    }
+
+    fn hold(&mut self, key: Bytes, found: &Found) -> Option<Bytes> {
+        let wanted = self.wanted.get_mut(&key)?;
+        wanted.over = Over::Lease(0);
+        let differs = found.value != wanted.value;
+        let known = self.held.insert(key.clone(), differs);
+        (differs && known != Some(true)).then_some(key)
+    }
+
+    fn is_ours(&self, lease: i64) -> bool {
+        self.leases.contains_key(&lease) || self.inherited.contains(&lease)
+    }
+
+    /// Tries the next batch of held keys again.
+    pub(super) fn try_held(&mut self) {
+        let after = (Bound::Excluded(&self.tried), Bound::Unbounded);
+        let next = self.held.range::<Bytes, _>(after).map(|(key, _)| key);
+        let next: Vec<Bytes> = next.take(limits::STORE_BATCH_KEYS).cloned().collect();
+        // Past the last one it begins anew.
+        self.tried = next.last().cloned().unwrap_or_default();
+        self.dirty.extend(next);
+    }
+
+    /// Keys that another node holds with other bytes than ours.
+    pub(super) fn contended(&self) -> impl Iterator<Item = &Bytes> {
+        let differing = self.held.iter().filter(|(_, differs)| **differs);
+        differing.map(|(key, _)| key)
     }
 
     /// A batch may or may not be in the store: all of it is to be done again.
@@ -216,7 +341,10 @@ impl Writer {
                 }
                 Step::Delete { key, lease } => match self.wanted.get_mut(&key) {
                     // Wanted again meanwhile; that put is still to come.
-                    Some(wanted) => wanted.lease = Some(lease),
+                    Some(wanted) => {
+                        wanted.lease = Some(lease);
+                        wanted.over = Over::Lease(lease);
+                    }
                     None => drop(self.doomed.insert(key, lease)),
                 },
             }
@@ -253,14 +381,29 @@ impl Writer {
             .collect()
     }
 
-    /// Compares one of [`Self::written`] with what the store has. What is missing, differs or would
-    /// never expire is written again; the same bytes on another node's lease are left to it. True
-    /// if the store had it otherwise than wanted.
-    pub(super) fn compared(&mut self, key: &Bytes, found: Option<&KeyValue>) -> bool {
+    /// Compares one of [`Self::written`] with what the store has. What is missing, would never
+    /// expire, or differs on a lease of ours is written again; what is on another node's lease is
+    /// left to it. True if the store lacks what is ours to write.
+    pub(super) fn compared(&mut self, key: &Bytes, found: Option<&Found>) -> bool {
         let Some(wanted) = self.wanted.get(key) else {
             return false;
         };
-        let same = found.is_some_and(|found| found.value() == wanted.value && found.lease() != 0);
+        let same = found.is_some_and(|found| found.value == wanted.value && found.lease != 0);
+        // A slave key stands for one node alone: what is wrong with it, allocation mends.
+        if let Some(found) = found.filter(|found| found.lease != 0)
+            && identity::labels_of_slave(key).is_none()
+        {
+            if wanted.over == Over::Anything {
+                return false;
+            }
+            if !self.is_ours(found.lease) {
+                self.hold(key.clone(), found);
+                return false;
+            }
+            if let Some(wanted) = self.wanted.get_mut(key) {
+                wanted.over = Over::Lease(found.lease);
+            }
+        }
         if !same && !self.refused.contains_key(key) {
             self.dirty.insert(key.clone());
         }
@@ -276,160 +419,55 @@ impl Writer {
 
 /// A batch as one transaction.
 pub(super) fn transaction(steps: &[Step]) -> Txn {
-    let step = |step: &Step| match step {
-        Step::Put { key, value, lease } => TxnOp::put(
-            key.to_vec(),
-            value.to_vec(),
-            Some(PutOptions::new().with_lease(*lease)),
-        ),
+    Txn::new().and_then(steps.iter().map(op).collect::<Vec<_>>())
+}
+
+fn op(step: &Step) -> TxnOp {
+    let on = |key: &Bytes, lease| Compare::lease(key.to_vec(), CompareOp::Equal, lease);
+    match step {
         Step::Delete { key, lease } => {
-            let ours = Compare::lease(key.to_vec(), CompareOp::Equal, *lease);
             let delete = TxnOp::delete(key.to_vec(), None);
-            TxnOp::txn(Txn::new().when([ours]).and_then([delete]))
+            TxnOp::txn(Txn::new().when([on(key, *lease)]).and_then([delete]))
         }
-    };
-    Txn::new().and_then(steps.iter().map(step).collect::<Vec<_>>())
+        Step::Put {
+            key,
+            value,
+            lease,
+            over,
+        } => {
+            let options = PutOptions::new().with_lease(*lease);
+            let put = || TxnOp::put(key.to_vec(), value.to_vec(), Some(options.clone()));
+            // A key that is not there is on lease 0 as well.
+            let free = || {
+                let get = TxnOp::get(key.to_vec(), None);
+                let free = Txn::new().when([on(key, 0)]);
+                TxnOp::txn(free.and_then([put()]).or_else([get]))
+            };
+            match over {
+                Over::Anything => put(),
+                Over::Lease(0) => free(),
+                Over::Lease(expected) => {
+                    let held = Txn::new().when([on(key, *expected)]);
+                    TxnOp::txn(held.and_then([put()]).or_else([free()]))
+                }
+            }
+        }
+    }
+}
+
+/// What each step of a batch's answer found in its place.
+pub(super) fn found(response: &TxnResponse) -> Vec<Option<Found>> {
+    let steps = response.op_responses().into_iter();
+    steps.map(found_by).collect()
+}
+
+fn found_by(response: TxnOpResponse) -> Option<Found> {
+    match response {
+        TxnOpResponse::Get(found) => found.kvs().first().map(Found::from),
+        TxnOpResponse::Txn(inner) => inner.op_responses().into_iter().find_map(found_by),
+        TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) => None,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn writer() -> Writer {
-        let mut writer = Writer::default();
-        writer.granted(7);
-        writer
-    }
-
-    fn put(key: &'static str, value: &'static str, lease: i64) -> Step {
-        let (key, value) = (key.into(), value.into());
-        Step::Put { key, value, lease }
-    }
-
-    fn delete(key: &'static str, lease: i64) -> Step {
-        let key = key.into();
-        Step::Delete { key, lease }
-    }
-
-    fn batch(writer: &mut Writer) -> Vec<Step> {
-        match writer.next() {
-            Next::Write(steps) => steps,
-            other => panic!("no batch: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn only_what_changed_is_written_and_only_our_keys_are_deleted() {
-        let mut writer = Writer::default();
-        writer.put("a".to_owned(), b"1".to_vec());
-        assert_eq!(writer.next(), Next::Grant);
-        writer.granted(7);
-        let steps = batch(&mut writer);
-        assert_eq!(steps, [put("a", "1", 7)]);
-        writer.done(steps);
-        writer.put("a".to_owned(), b"1".to_vec());
-        writer.delete("z");
-        assert_eq!(writer.next(), Next::Idle);
-        writer.put("a".to_owned(), b"2".to_vec());
-        writer.put("b".to_owned(), b"1".to_vec());
-        writer.delete("b");
-        let steps = batch(&mut writer);
-        assert_eq!(steps, [put("a", "2", 7)], "b was never there");
-        writer.done(steps);
-        writer.delete("a");
-        assert_eq!(batch(&mut writer), [delete("a", 7)]);
-        assert_eq!(writer.next(), Next::Idle);
-    }
-
-    #[test]
-    fn a_failed_batch_is_repeated_with_what_is_wanted_by_then() {
-        let mut writer = writer();
-        for key in ["a", "b", "c"] {
-            writer.put(key.to_owned(), b"1".to_vec());
-        }
-        let steps = batch(&mut writer);
-        writer.done(steps);
-        writer.delete("a");
-        writer.delete("b");
-        writer.put("c".to_owned(), b"2".to_vec());
-        let steps = batch(&mut writer);
-        assert_eq!(steps.len(), 3);
-        // While it is under way the wish for b comes back and that for c goes.
-        writer.put("b".to_owned(), b"3".to_vec());
-        writer.delete("c");
-        writer.failed(steps);
-        let steps = batch(&mut writer);
-        assert_eq!(steps, [delete("a", 7), delete("c", 7), put("b", "3", 7)]);
-        writer.done(steps);
-        assert_eq!(writer.unwritten(), 0);
-    }
-
-    #[test]
-    fn a_lost_lease_means_all_of_its_keys_again() {
-        let mut writer = writer();
-        writer.put("a".to_owned(), b"1".to_vec());
-        writer.put("b".to_owned(), b"1".to_vec());
-        let steps = batch(&mut writer);
-        writer.done(steps);
-        writer.delete("b");
-        assert_eq!(writer.lost(7), ["a"]);
-        assert_eq!(writer.next(), Next::Grant);
-        writer.granted(8);
-        assert_eq!(batch(&mut writer), [put("a", "1", 8)]);
-    }
-
-    #[test]
-    fn a_lease_takes_a_thousand_keys() {
-        let mut writer = writer();
-        for index in 0..=limits::LEASE_KEYS_MAX {
-            writer.put(format!("{index:05}"), Vec::new());
-        }
-        let mut written = 0;
-        loop {
-            match writer.next() {
-                Next::Write(steps) => {
-                    assert!(steps.len() <= limits::STORE_BATCH_KEYS);
-                    written += steps.len();
-                    writer.done(steps);
-                }
-                Next::Grant => {
-                    assert_eq!(written, limits::LEASE_KEYS_MAX);
-                    writer.granted(8);
-                }
-                Next::Idle => break,
-            }
-        }
-        assert_eq!(written, limits::LEASE_KEYS_MAX + 1);
-        // Room comes back with deletions.
-        writer.delete("00000");
-        let steps = batch(&mut writer);
-        writer.done(steps);
-        assert_eq!(writer.reserve(1), Some(7));
-    }
-
-    #[test]
-    fn one_bad_key_holds_up_no_other() {
-        let mut writer = writer();
-        for key in ["a", "b", "c"] {
-            writer.put(key.to_owned(), b"1".to_vec());
-        }
-        let steps = batch(&mut writer);
-        assert_eq!(writer.refused(steps, "too large"), None);
-        let mut written = Vec::new();
-        while let Next::Write(steps) = writer.next() {
-            assert_eq!(steps.len(), 1);
-            if steps == [put("b", "1", 7)] {
-                assert_eq!(writer.refused(steps, "too large"), Some("b".into()));
-            } else {
-                written.extend(steps.clone());
-                writer.done(steps);
-            }
-        }
-        assert_eq!(written, [put("a", "1", 7), put("c", "1", 7)]);
-        assert_eq!(writer.refusals().count(), 1);
-        // Another value gets another try.
-        writer.put("b".to_owned(), b"2".to_vec());
-        assert_eq!(batch(&mut writer), [put("b", "2", 7)]);
-        assert_eq!(writer.refusals().count(), 0);
-    }
-}
+mod tests;

@@ -117,6 +117,7 @@ impl World {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = Options {
+            route: tokio::sync::watch::channel(tombolo::peer::Route::Direct).1,
             directory: dir.path().to_owned(),
             cluster: "own".parse().unwrap(),
             id: ClusterId::new(1, MaxClusters::C255).unwrap(),

@@ -31,6 +31,7 @@ fn terms(n: u32) -> Terms {
         id: id(n),
         config: ClusterConfig::default(),
         allowed_cidrs: Arc::default(),
+        relayed: false,
     }
 }
 

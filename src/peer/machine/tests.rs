@@ -64,6 +64,7 @@ impl World {
     fn file(&mut self, endpoints: usize, cluster_id: Option<u32>) {
         self.input(Input::File(File {
             endpoints,
+            relay: None,
             cluster_id: cluster_id.map(id),
             allowed_cidrs: Arc::default(),
             warnings: Vec::new(),
@@ -521,6 +522,7 @@ fn new_file_dials_anew_and_keeps_what_is_known() {
     // Ranges that changed may let in what was kept out: all is wanted again.
     world.input(Input::File(File {
         endpoints: 1,
+        relay: None,
         cluster_id: None,
         allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap()].into(),
         warnings: vec!["unknown".to_owned()],
