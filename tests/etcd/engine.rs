@@ -1,4 +1,5 @@
 //! Several nodes of one cluster that share an etcd: allocation, outages, garbage collection.
+mod arbitration;
 mod members;
 mod node;
 
