@@ -53,6 +53,8 @@ pub struct State {
     pub drops: broadcast::Sender<DropEvent>,
     /// What is not ready yet.
     pub readiness: Readiness,
+    /// Why this cluster's own agents should not read the cache yet.
+    pub cache_readiness: Readiness,
     /// All metrics.
     pub registry: prometheus::Registry,
     /// When the process started.

@@ -36,6 +36,7 @@ use crate::{
 
 use self::datapath::{Datapath, Known};
 
+mod cache;
 mod datapath;
 mod engine;
 mod importer;
@@ -191,6 +192,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         Ok(())
     });
     let statuses = registry.clone();
+    let cache_readiness = spawn_cache(tasks, &config, &keyspaces.cache, &registry);
     spawn_members_known(tasks, &config, registry, handle.changes.clone());
 
     let state = admin::State {
@@ -204,6 +206,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         endpoints: endpoints_view,
         drops: handle.events.clone(),
         readiness,
+        cache_readiness,
         registry: telemetry::registry().context("register metrics")?,
         started: Instant::now(),
         errors: Arc::new({
@@ -486,6 +489,29 @@ fn spawn_peers(
         Ok(())
     });
     registry
+}
+
+/// What the cache's readers need besides the peers' entries.
+fn spawn_cache(
+    tasks: &Tasks,
+    config: &Config,
+    store: &Store,
+    registry: &peer::Registry,
+) -> Readiness {
+    let (cancel, beating) = (tasks.token(), store.clone());
+    tasks.spawn("cache-heartbeat", async move {
+        cache::beat(beating, telemetry::now_utc, cancel).await;
+        Ok(())
+    });
+    let readiness = Readiness::new();
+    let (token, cancel) = (readiness.pending("peers"), tasks.token());
+    let waiting = cache::Waiting::new(config, tokio::time::Instant::now());
+    let (registry, store) = (registry.clone(), store.clone());
+    tasks.spawn("cache-ready", async move {
+        cache::ready(registry, store, waiting, token, cancel).await;
+        Ok(())
+    });
+    readiness
 }
 
 /// Once every configured peer has told its id, what the kernel still holds of any other cluster is

@@ -181,6 +181,8 @@ pub const IMPORTER_PATIENCE: Duration = Duration::from_secs(5);
 pub const PER_CLUSTER_READY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Default of `--global-ready-timeout`, as in kvstoremesh.
 pub const GLOBAL_READY_TIMEOUT: Duration = Duration::from_secs(600);
+/// How often it is looked whether the cache has all peers; a few look-ups in memory each.
+pub const CACHE_READY_CHECK: Duration = Duration::from_millis(250);
 
 // --- mesh ---
 /// Members that may join before the mesh takes notice; no mesh has more.

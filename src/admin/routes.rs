@@ -18,6 +18,7 @@ use super::{State, wire};
 use crate::{
     journal,
     keyspace::Kind,
+    lifecycle::Readiness,
     peer::PeerStatus,
     types::{IdentityId, Labels},
 };
@@ -60,11 +61,18 @@ pub(super) fn all(state: Arc<State>, token: CancellationToken) -> Router {
         .merge(metrics(state))
 }
 
-/// `/healthz` and `/readyz`.
+/// `/healthz`, `/readyz`, and `/readyz/cache` for the agents that read the cache.
 pub(super) fn health(state: Arc<State>) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(async |state: Shared| readyz(&state)))
+        .route(
+            "/readyz",
+            get(async |state: Shared| readyz(&state.readiness)),
+        )
+        .route(
+            "/readyz/cache",
+            get(async |state: Shared| readyz(&state.cache_readiness)),
+        )
         .with_state(state)
 }
 
@@ -75,8 +83,8 @@ pub(super) fn metrics(state: Arc<State>) -> Router {
         .with_state(state)
 }
 
-fn readyz(state: &State) -> Response {
-    let waiting = state.readiness.waiting();
+fn readyz(readiness: &Readiness) -> Response {
+    let waiting = readiness.waiting();
     if waiting.is_empty() {
         return "Ready\n".into_response();
     }

@@ -222,6 +222,7 @@ fn state(readiness: Readiness) -> (State, Senders) {
         endpoints: endpoints_rx,
         drops: broadcast::channel(4).0,
         readiness,
+        cache_readiness: Readiness::new(),
         registry: crate::telemetry::registry().unwrap(),
         started: Instant::now(),
         errors: Arc::new(|| vec!["policy /p/a.yaml: spec.ingress: unknown field".to_owned()]),

@@ -190,6 +190,35 @@ impl Lab {
         Ok(())
     }
 
+    /// Joins any number of hosts, each with its pod CIDR, by a bridge in a namespace of its own; each
+    /// routes the others' pods over it.
+    ///
+    /// # Errors
+    /// If the namespace, a link or a route can't be made.
+    pub fn network(&mut self, hosts: &[(&Host, &str)]) -> Result<()> {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--", "sh", "-euc", POD_KEEPER]);
+        let pid = self.keeper("network", &mut command)?;
+        let bridge = Namespace { pid, mount: false };
+        bridge.shell("ip link add bridge type bridge; ip link set bridge up")?;
+        for (index, (host, _)) in hosts.iter().enumerate() {
+            host.namespace.shell(&format!(
+                "ip link add uplink type veth peer name port{index} netns {pid}; \
+                 ip addr add {}/24 dev uplink; ip link set uplink up",
+                host.address
+            ))?;
+            bridge.shell(&format!("ip link set port{index} master bridge up"))?;
+        }
+        for (index, (host, _)) in hosts.iter().enumerate() {
+            for (_, (other, cidr)) in hosts.iter().enumerate().filter(|(at, _)| *at != index) {
+                let (via, src) = (other.address, host.address);
+                let route = format!("ip route add {cidr} via {via} src {src}");
+                host.namespace.shell(&route)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a pod on a joined host, behind a veth with a /32 route.
     ///
     /// # Errors

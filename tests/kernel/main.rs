@@ -7,4 +7,5 @@
 
 mod enforcer;
 mod lab;
+mod mesh;
 mod story;

@@ -1,0 +1,206 @@
+//! The cache as this cluster's own agents need it in kvstoremesh's place: a heartbeat, without which
+//! they take it for dead, and word of when all peers are in it.
+//!
+//! Always true: a peer holds that word back for a bounded time only, and it is never taken back.
+use std::{collections::BTreeSet, time::Duration};
+
+use bytes::Bytes;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    keyspace::{HEARTBEAT, Kind, Layout},
+    lifecycle::ReadyToken,
+    limits, peer,
+    publish::Clock,
+    store::Store,
+    types::ClusterName,
+};
+
+/// Beats until cancelled.
+pub(super) async fn beat(store: Store, clock: Clock, cancel: CancellationToken) {
+    let mut tick = tokio::time::interval(limits::HEARTBEAT_INTERVAL);
+    while cancel.run_until_cancelled(tick.tick()).await.is_some() {
+        // Readers see that it changes and never parse it; only years past 9999 have no such text.
+        let time = clock().format(&Rfc3339).unwrap_or_default();
+        if let Err(error) = store.put(HEARTBEAT.into(), Bytes::from(time), 0) {
+            tracing::error!(%error, "The cache has no heartbeat");
+        }
+    }
+}
+
+/// Drops `token` once all peers that are configured now are in the cache, or are not waited for.
+pub(super) async fn ready(
+    registry: peer::Registry,
+    store: Store,
+    mut waiting: Waiting,
+    token: ReadyToken,
+    cancel: CancellationToken,
+) {
+    let mut tick = tokio::time::interval(limits::CACHE_READY_CHECK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while cancel.run_until_cancelled(tick.tick()).await.is_some() {
+        if !registry.scanned() {
+            continue;
+        }
+        let statuses = registry.statuses();
+        let peers = statuses.into_iter().map(|status| Peer {
+            mirrored: is_mirrored(&store, &status.name),
+            connected: status.connected,
+            name: status.name,
+        });
+        if let Some(without) = waiting.look(Instant::now(), peers) {
+            if !without.is_empty() {
+                let names: Vec<_> = without.iter().map(ClusterName::as_str).collect();
+                let without = names.join(", ");
+                tracing::warn!(
+                    without,
+                    "The cache calls itself ready, but some clusters are not complete in it"
+                );
+            }
+            return drop(token);
+        }
+    }
+}
+
+/// The canaries are what readers go by, too.
+fn is_mirrored(store: &Store, peer: &ClusterName) -> bool {
+    let canary = |kind| Layout::Cache.canary(kind, peer);
+    Kind::BASIC
+        .into_iter()
+        .all(|kind| store.get(canary(kind).as_bytes()).is_some())
+}
+
+/// A peer at one moment.
+#[derive(Debug)]
+struct Peer {
+    name: ClusterName,
+    connected: bool,
+    /// Each of its kinds was in the cache completely.
+    mirrored: bool,
+}
+
+/// Whom the cache still waits for. No clock: the caller tells the time.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    since: Instant,
+    per_cluster: Duration,
+    global: Duration,
+    /// Configured at the first look; later ones are not waited for.
+    peers: Option<BTreeSet<ClusterName>>,
+    /// Who was connected at some time.
+    seen: BTreeSet<ClusterName>,
+}
+
+impl Waiting {
+    pub(super) const fn new(config: &Config, since: Instant) -> Self {
+        Self {
+            since,
+            per_cluster: config.per_cluster_ready_timeout,
+            global: config.global_ready_timeout,
+            peers: None,
+            seen: BTreeSet::new(),
+        }
+    }
+
+    /// Once nobody is waited for: those that are not in the cache.
+    fn look(
+        &mut self,
+        now: Instant,
+        peers: impl Iterator<Item = Peer>,
+    ) -> Option<BTreeSet<ClusterName>> {
+        let peers: Vec<Peer> = peers.collect();
+        let names = || peers.iter().map(|peer| peer.name.clone()).collect();
+        let first = self.peers.get_or_insert_with(names);
+        // Who was removed meanwhile holds up nobody.
+        let known = peers.iter().filter(|peer| first.contains(&peer.name));
+        let mut absent = BTreeSet::new();
+        let mut all_settled = true;
+        for peer in known {
+            if peer.connected {
+                self.seen.insert(peer.name.clone());
+            }
+            if !peer.mirrored {
+                absent.insert(peer.name.clone());
+                let given_up =
+                    !self.seen.contains(&peer.name) && now >= self.since + self.per_cluster;
+                all_settled &= given_up || now >= self.since + self.global;
+            }
+        }
+        all_settled.then_some(absent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ClusterName {
+        text.parse().unwrap()
+    }
+
+    fn waiting(since: Instant) -> Waiting {
+        Waiting {
+            since,
+            per_cluster: limits::PER_CLUSTER_READY_TIMEOUT,
+            global: limits::GLOBAL_READY_TIMEOUT,
+            peers: None,
+            seen: BTreeSet::new(),
+        }
+    }
+
+    fn peers(list: &[(&str, bool, bool)]) -> impl Iterator<Item = Peer> {
+        let peer = |(text, connected, mirrored): &(&str, bool, bool)| Peer {
+            name: name(text),
+            connected: *connected,
+            mirrored: *mirrored,
+        };
+        list.iter().map(peer).collect::<Vec<_>>().into_iter()
+    }
+
+    #[test]
+    fn all_peers_of_the_first_look_are_waited_for_and_no_later_ones() {
+        let start = Instant::now();
+        let mut waiting = waiting(start);
+        let one = [("a", true, true), ("b", true, false)];
+        assert_eq!(waiting.look(start, peers(&one)), None);
+        let later = [("a", true, true), ("b", true, true), ("c", false, false)];
+        assert_eq!(waiting.look(start, peers(&later)), Some(BTreeSet::new()));
+    }
+
+    #[test]
+    fn a_peer_that_never_connects_is_given_up_soon_one_that_did_late() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut waiting = waiting(start);
+        let both = [("dead", false, false), ("slow", true, false)];
+        assert_eq!(waiting.look(at(14), peers(&both)), None);
+        let lost = [("dead", false, false), ("slow", false, false)];
+        assert_eq!(waiting.look(at(15), peers(&lost)), None);
+        assert_eq!(waiting.look(at(599), peers(&lost)), None);
+        let without = [name("dead"), name("slow")].into();
+        assert_eq!(waiting.look(at(600), peers(&lost)), Some(without));
+    }
+
+    #[test]
+    fn a_dead_peer_holds_up_nothing_past_its_time_and_a_removed_one_never() {
+        let start = Instant::now();
+        let mut first = waiting(start);
+        let dead = [("dead", false, false), ("a", true, true)];
+        assert_eq!(first.look(start, peers(&dead)), None);
+        let late = start + limits::PER_CLUSTER_READY_TIMEOUT;
+        assert_eq!(first.look(late, peers(&dead)), Some([name("dead")].into()));
+        let mut second = waiting(start);
+        assert_eq!(second.look(start, peers(&dead)), None);
+        assert_eq!(
+            second.look(start, peers(&[("a", true, true)])),
+            Some(BTreeSet::new())
+        );
+        assert_eq!(
+            waiting(start).look(start, peers(&[])),
+            Some(BTreeSet::new())
+        );
+    }
+}
