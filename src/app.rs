@@ -24,17 +24,18 @@ use crate::{
     lifecycle::{Readiness, Tasks, stop_on_signal},
     limits::{DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, STORE_HISTORY_EVENTS_MAX},
     mesh::{self, Mesh},
-    netdev::Netdev,
     peer,
     policy::{self, directory::Directory},
     publish::{self, Collector, ExportPolicy, ExportPolicyFile, Projection, Publisher, Views},
     serve,
-    source::manifests::{Manifests, Place},
     store::{self, Store},
     telemetry, tls,
 };
 
-use self::datapath::{Datapath, Known};
+use self::{
+    datapath::{Datapath, Known},
+    sources::SourceStatus,
+};
 
 mod cache;
 mod datapath;
@@ -42,6 +43,7 @@ mod engine;
 mod importer;
 pub(crate) mod members;
 mod own;
+mod sources;
 
 /// How long tasks may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -357,8 +359,6 @@ fn spawn_expiry(tasks: &Tasks, keyspaces: &serve::Keyspaces) {
     }
 }
 
-type SourceStatus = Option<watch::Receiver<crate::source::Status>>;
-
 /// Source, publisher, export, and then the own cluster as a member of the mesh.
 async fn spawn_source(
     tasks: &Tasks,
@@ -383,37 +383,18 @@ async fn spawn_source(
         .context("publish")?;
     let (synced, confirmed) = (publisher.synced(), publisher.confirmed());
     let published = publisher.status();
-    let collector = Collector::new(&options, connector);
-    let cancel = tasks.token();
-    tasks.spawn("identity-collector", async move {
-        // On the heap: the future is large and lives long.
-        Box::pin(collector.run(cancel)).await;
-        Ok(())
-    });
+    // Identities that others give are theirs to take back.
+    if config.kvstore_source.is_none() {
+        let collector = Collector::new(&options, connector.clone());
+        let cancel = tasks.token();
+        tasks.spawn("identity-collector", async move {
+            // On the heap: the future is large and lives long.
+            Box::pin(collector.run(cancel)).await;
+            Ok(())
+        });
+    }
     let (events, receiver) = mpsc::channel(LOCAL_EVENTS_MAX);
-    let status = match &config.manifests_dir {
-        Some(dir) => {
-            let place = Place {
-                cluster: config.cluster_name.clone(),
-                node_name: config.node_name.clone(),
-            };
-            let saved = config.state_dir.join("manifests");
-            let netdev = Netdev::open().context("open netlink")?;
-            let source = Manifests::new(dir, saved, place, Some(netdev), events);
-            let status = source.status();
-            let cancel = tasks.token();
-            tasks.spawn("manifests", async move { Ok(source.run(cancel).await?) });
-            Some(status)
-        }
-        None => {
-            // Nothing local: the publisher still has to hear that this is all there is.
-            events
-                .send(crate::source::LocalEvent::Synced)
-                .await
-                .context("publish")?;
-            None
-        }
-    };
+    let status = sources::spawn(tasks, config, &connector, events).await?;
     let cancel = tasks.token();
     tasks.spawn("publish", async move {
         Ok(publisher.run(receiver, endpoint_events, cancel).await?)

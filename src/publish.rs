@@ -44,7 +44,7 @@ use self::{
 };
 use crate::{
     etcd::Connector,
-    keyspace::{self, Capabilities, ClusterConfig},
+    keyspace::{self, Capabilities, ClusterConfig, Kind, Layout},
     limits,
     source::{LocalEvent, LocalNode, LocalService, LocalWorkload, WorkloadKey},
     store,
@@ -359,8 +359,22 @@ impl Publisher {
                     self.writer.delete(&key);
                 }
             }
+            LocalEvent::RecordUpsert(record) => {
+                let key = self.record_key(record.kind, &record.suffix);
+                self.writer.put(key, record.value);
+            }
+            LocalEvent::RecordDelete { kind, suffix } => {
+                let key = self.record_key(kind, &suffix);
+                self.writer.delete(&key);
+            }
             LocalEvent::Synced => self.source_synced = true,
         }
+    }
+
+    fn record_key(&self, kind: Kind, suffix: &[u8]) -> String {
+        let prefix = Layout::State.prefix(kind, &self.options.cluster);
+        // Keys that are no text were refused as malformed.
+        prefix + &String::from_utf8_lossy(suffix)
     }
 
     fn upsert_node(&mut self, node: &LocalNode) {

@@ -2,12 +2,19 @@
 //!
 //! A source turns what it watches into [`LocalEvent`]s: whole values, only when they changed, and
 //! [`LocalEvent::Synced`] once after everything that was there at the start. Identity allocation and
-//! the keyspace are `publish`'s. So far there is one source, [`manifests`].
+//! the keyspace are `publish`'s. [`manifests`] are for machines without Kubernetes; [`kvstore`] is the
+//! etcd of a Cilium cluster, whose records need no making and whose identities are given.
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use crate::types::{IpPrefix, Labels, NamedPort};
+use bytes::Bytes;
+
+use crate::{
+    keyspace::Kind,
+    types::{IpPrefix, Labels, NamedPort},
+};
 
 pub mod desired;
+pub mod kvstore;
 pub mod labels;
 pub mod manifests;
 
@@ -26,6 +33,15 @@ pub enum LocalEvent {
     ServiceUpsert(LocalService),
     /// A service is gone, or is no longer exported.
     ServiceDelete(ServiceKey),
+    /// A finished record is new or changed.
+    RecordUpsert(LocalRecord),
+    /// A finished record is gone.
+    RecordDelete {
+        /// Its kind.
+        kind: Kind,
+        /// Its key behind the kind's prefix.
+        suffix: Bytes,
+    },
     /// Everything that the source knew at its start was sent; comes exactly once.
     Synced,
 }
@@ -78,6 +94,17 @@ pub struct LocalWorkload {
     pub named_ports: Vec<NamedPort>,
     /// True if it runs on this node, so that it can be enforced here.
     pub this_node: bool,
+}
+
+/// A record as it is to be published: the own cluster's, its identity given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalRecord {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its key behind the kind's prefix.
+    pub suffix: Bytes,
+    /// Its bytes.
+    pub value: Bytes,
 }
 
 /// What names a service.

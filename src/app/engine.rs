@@ -25,14 +25,16 @@ pub(super) fn connector(
                 Client::in_process(serve::in_process(writer.clone(), cancel.clone()))
             })
         }
-        Kvstore::Etcd { config } => {
-            let config = config.clone();
-            Connector::new(move || external(config.clone()))
-        }
+        Kvstore::Etcd { config } => external(config.clone()),
     }
 }
 
-async fn external(path: PathBuf) -> Result<Client, Error> {
+/// Connections to the etcd of a client file.
+pub(super) fn external(config: PathBuf) -> Connector {
+    Connector::new(move || connect(config.clone()))
+}
+
+async fn connect(path: PathBuf) -> Result<Client, Error> {
     match read(&path).await {
         Ok(file) => Client::connect_to_store(&file.connect).await,
         Err(reason) => Err(Error::File { path, reason }),

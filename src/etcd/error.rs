@@ -105,6 +105,12 @@ pub enum Error {
         /// Host and port.
         address: String,
     },
+    /// What should be read only is what we write.
+    #[error("read the source's etcd {id:x}: it is the cluster store; name another one")]
+    SourceIsStore {
+        /// The etcd cluster's id.
+        id: u64,
+    },
     /// The server ended the watch.
     #[error("watch {prefix}: cancelled by the server: {reason:?}")]
     Cancelled {
@@ -138,7 +144,9 @@ impl Error {
             Self::Call { class, .. } | Self::Cancelled { class, .. } => *class,
             Self::Compacted { .. } => Class::Relist,
             Self::EntryTooLarge { .. } | Self::NoEndpoint => Class::Fatal,
-            Self::File { .. } | Self::NotDurable { .. } => Class::Denied,
+            Self::File { .. } | Self::NotDurable { .. } | Self::SourceIsStore { .. } => {
+                Class::Denied
+            }
             Self::Resolve { .. }
             | Self::Dial { .. }
             | Self::Tls { .. }

@@ -301,13 +301,11 @@ impl Publisher {
         let mut again = BTreeSet::new();
         let mut differing = Vec::new();
         for (key, found) in found {
-            if allocate::id_of(key).is_some() {
-                let text = masters.get(key).copied();
-                let same = |text: &String| {
-                    let value = found.as_ref().map(KeyValue::value);
-                    value == Some(text.as_bytes())
-                };
-                again.extend(text.filter(|text| !same(text)).cloned());
+            if let Some(text) = masters.get(key) {
+                let value = found.as_ref().map(KeyValue::value);
+                if value != Some(text.as_bytes()) {
+                    again.insert((*text).clone());
+                }
             } else if self
                 .writer
                 .compared(key, found.as_ref().map(Found::from).as_ref())

@@ -98,8 +98,8 @@ pub(super) enum Next {
 
 impl Writer {
     /// Wants a key; nothing is to be done if it is there already with this value.
-    pub(super) fn put(&mut self, key: String, value: Vec<u8>) {
-        let (key, value) = (Bytes::from(key), Bytes::from(value));
+    pub(super) fn put(&mut self, key: String, value: impl Into<Bytes>) {
+        let (key, value) = (Bytes::from(key), value.into());
         let old = self.wanted.get(&key);
         if old.is_some_and(|old| old.value == value) {
             return;
