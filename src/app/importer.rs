@@ -229,10 +229,12 @@ impl Candidate {
         let endpoint = holder.endpoint.as_ref().and_then(|text| text.parse().ok());
         Route::Via {
             node: holder.node.clone(),
-            cache: endpoint.map(|endpoint| ConnectOptions {
-                endpoints: vec![endpoint],
-                tls: self.tls.clone(),
-                ..ConnectOptions::default()
+            cache: endpoint.map(|endpoint| {
+                Box::new(ConnectOptions {
+                    endpoints: vec![endpoint],
+                    tls: self.tls.clone(),
+                    ..ConnectOptions::default()
+                })
             }),
         }
     }

@@ -249,7 +249,7 @@ impl Actor {
         let mut parsed = file.1.clone();
         let mut relay = None;
         if let Route::Via { node, cache } = &*self.route.borrow() {
-            parsed.connect = cache.clone().unwrap_or_default();
+            parsed.connect = cache.as_deref().cloned().unwrap_or_default();
             relay = Some(node.clone());
         }
         let parsed = Arc::new(parsed);

@@ -14,6 +14,6 @@ pub enum Route {
         /// Its name.
         node: String,
         /// How its cache is reached; `None` if it does not say where.
-        cache: Option<ConnectOptions>,
+        cache: Option<Box<ConnectOptions>>,
     },
 }

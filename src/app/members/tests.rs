@@ -73,6 +73,7 @@ fn connected(member: &str, number: u32) -> MemberEvent {
         id: id(number),
         config: ClusterConfig::default(),
         allowed_cidrs: Arc::default(),
+        relayed: false,
     }
 }
 
