@@ -4,19 +4,23 @@ use bytes::Bytes;
 
 pub use self::{
     check::{Rejection, decode_identity, identity_of_key, parse_identity_id},
+    exports::{ClientIpConfig, ExportPort, ServiceExportRecord, SessionAffinityConfig, Timestamp},
     gojson::Mask,
     layout::{HEARTBEAT, Layout, cluster_config_key, is_component, parse_canary, synced_prefix},
     records::{
         Capabilities, Cidr, ClusterConfig, IpRecord, NodeAddress, NodeRecord, ServicePort,
         ServicePorts, ServiceRecord,
     },
+    slices::EndpointSlice,
 };
 
 mod check;
+mod exports;
 mod gojson;
 pub mod identity;
 pub mod layout;
 mod records;
+mod slices;
 #[cfg(test)]
 mod tests;
 

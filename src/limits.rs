@@ -4,6 +4,9 @@ use std::time::Duration;
 // --- keyspace ---
 /// Longest value that is decoded; larger ones are treated as undecodable (etcd's request default).
 pub const VALUE_BYTES_MAX: usize = 1_572_864;
+/// Largest endpoint slice after decompression, as in Cilium: a value of a few bytes may expand to
+/// anything.
+pub const ENDPOINT_SLICE_BYTES_MAX: usize = 16 << 20;
 
 // --- telemetry ---
 /// How often a line is written about what strangers can repeat at will, of each kind.
@@ -191,9 +194,21 @@ pub const MEMBERS_MAX: usize = 512;
 pub const DELTA_BATCH_MAX: usize = 4_096;
 /// Most pending deltas between the mesh and the datapath; past it a full reconcile is owed instead.
 pub const DELTA_QUEUE_MAX: usize = 262_144;
-
-/// How many rejections of one reason and cluster are logged one by one; all are counted.
-pub const REJECTIONS_LOGGED_MAX: u64 = 10;
+/// Most keys of a peer that are in force or in the cache: a cluster with 500 000 endpoints and as
+/// much again.
+pub const PEER_KEYS_MAX: usize = 1 << 20;
+/// Most bytes of keys and values of them; half a kilobyte for each key.
+pub const PEER_BYTES_MAX: usize = 512 << 20;
+/// Most keys of a peer that are held back, for they break a rule that may stop to apply: an address
+/// that another has, a quota. Past it a record comes in with the peer's next list.
+pub const PEER_HELD_KEYS_MAX: usize = 1 << 16;
+/// Most bytes of them.
+pub const PEER_HELD_BYTES_MAX: usize = 32 << 20;
+/// Longest part of a refused key that status shows.
+pub const KEY_SHOWN_BYTES: usize = 256;
+/// How long a removed peer's entries stay in the cache: readers on other nodes see the change of
+/// their configuration first (Cilium's kvstoremesh waits as long).
+pub const CACHE_GRACE: Duration = Duration::from_secs(180);
 
 // --- publish, source ---
 /// Largest export policy file; one that names every service of a large cluster fits.

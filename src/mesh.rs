@@ -7,12 +7,10 @@
 //! lost connection is not told, entries stay.
 //! Absent on purpose: no network, no clock.
 use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
+    time::Instant,
 };
-
-use bytes::Bytes;
 
 use crate::{
     keyspace::{ClusterConfig, KeyEvent, Kind},
@@ -20,19 +18,32 @@ use crate::{
     types::{ClusterId, ClusterName, IdentityId, IpPrefix, Labels, MaxClusters},
 };
 
+pub use self::view::{IdentityView, NodeView, Offender, View};
 use self::{
     cache::Cache,
-    claims::{Change, Claims, Origin},
-    decode::Rejection,
-    member::{Member, Record},
+    claims::Claims,
+    member::Member,
+    prefixes::PrefixSet,
+    quota::Quota,
+    view::Rejections,
+    waiting::{Blocker, Waiting},
 };
 
 mod cache;
 mod claims;
 mod decode;
+mod effect;
+mod entries;
 mod member;
+mod prefixes;
+#[cfg(test)]
+mod proptests;
+mod quota;
+mod rules;
 #[cfg(test)]
 mod tests;
+mod view;
+mod waiting;
 
 /// A change that policy and datapath must follow. Keyed by entry: only the newest per key matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,50 +82,6 @@ pub struct IpTarget {
     pub identity: IdentityId,
     /// The cluster that said so.
     pub cluster: ClusterId,
-}
-
-/// The read side: concurrent maps that admin, events and metrics look into. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct View {
-    /// All clusters' nodes, by cluster and name.
-    pub nodes: Arc<dashmap::DashMap<(ClusterName, String), NodeView>>,
-    /// All clusters' identities (reserved ones are not in here).
-    pub identities: Arc<dashmap::DashMap<IdentityId, IdentityView>>,
-    /// All clusters' addresses.
-    pub addresses: Arc<dashmap::DashMap<IpPrefix, IpTarget>>,
-    /// Entries rejected, by cluster and reason.
-    pub rejected: Arc<dashmap::DashMap<(ClusterName, &'static str), u64>>,
-    /// The last [`Delta::Synced`] or [`Delta::Removed`] of each cluster, set before it is queued and
-    /// after the entries it speaks of: whoever lost deltas finds it here.
-    pub marks: Arc<dashmap::DashMap<ClusterId, Delta>>,
-    /// Entry counts by cluster and kind.
-    pub counts: Arc<dashmap::DashMap<(ClusterName, Kind), u64>>,
-}
-
-/// A node as operators list it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct NodeView {
-    /// First IPv4 InternalIP, else ExternalIP, else any.
-    pub ipv4: Option<Ipv4Addr>,
-    /// Its IPv4 pod CIDR.
-    pub ipv4_cidr: Option<IpPrefix>,
-    /// First IPv6 address, same order.
-    pub ipv6: Option<Ipv6Addr>,
-    /// Its IPv6 pod CIDR.
-    pub ipv6_cidr: Option<IpPrefix>,
-    /// `local` or `clustermesh`.
-    pub source: &'static str,
-}
-
-/// An identity with its provenance.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct IdentityView {
-    /// Its labels.
-    pub labels: Arc<Labels>,
-    /// The cluster that allocated it.
-    pub cluster: ClusterName,
-    /// Mod revision in that cluster's store.
-    pub revision: i64,
 }
 
 /// Names an entry in the queue of deltas: at most one is pending per key.
@@ -163,10 +130,19 @@ pub struct Mesh {
     settings: Settings,
     members: HashMap<ClusterName, Member>,
     claims: Claims,
-    /// Pod CIDRs of the own cluster's nodes: no peer may claim an address inside.
-    own_cidrs: HashMap<Bytes, Vec<IpPrefix>>,
+    /// Addresses and pod CIDRs of the own cluster's nodes: no peer may claim anything in there.
+    territory: PrefixSet,
+    /// What of it is new, so that peers may hold some of it.
+    fresh: PrefixSet,
+    waiting: Waiting,
+    /// What came free, so that somebody may have waited for it.
+    freed: BTreeSet<Blocker>,
+    /// Members whose entries changed since they were counted.
+    changed: BTreeSet<ClusterName>,
+    quota: Quota,
     cache: Cache,
     view: View,
+    rejections: Rejections,
     deltas: Deltas,
 }
 
@@ -175,13 +151,19 @@ impl Mesh {
     #[must_use]
     pub fn new(settings: Settings, cache: crate::store::Store, deltas: Deltas) -> Self {
         Self {
-            claims: Claims::new(settings.cluster_id),
-            members: HashMap::new(),
-            own_cidrs: HashMap::new(),
-            cache: Cache::new(cache, settings.max_clusters),
-            view: View::default(),
-            deltas,
             settings,
+            members: HashMap::new(),
+            claims: Claims::default(),
+            territory: PrefixSet::default(),
+            fresh: PrefixSet::default(),
+            waiting: Waiting::default(),
+            freed: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            quota: Quota::OF_PEER,
+            cache: Cache::new(cache),
+            view: View::default(),
+            rejections: Rejections::default(),
+            deltas,
         }
     }
 
@@ -192,371 +174,139 @@ impl Mesh {
     }
 
     /// A member's configuration is known. A new id withdraws all that was known under the old one.
+    /// Whatever the new terms forbid is withdrawn, and what they allow comes in.
     pub fn connected(&mut self, name: &ClusterName, terms: Terms) {
-        let id = terms.id;
-        match self.members.get(name) {
-            Some(member) if member.id == id => {}
-            Some(_) => {
-                self.removed(name);
-                self.members.insert(name.clone(), Member::new(id));
+        let now_of_another = |m: &&Member| m.id == terms.id && m.name != *name;
+        if let Some(other) = self.members.values().find(now_of_another) {
+            // An id is given to one peer at a time, so the other's removal is on its way.
+            let other = other.name.clone();
+            self.withdraw_member(&other);
+            self.cache.purge(&other);
+        }
+        if self.members.get(name).is_some_and(|m| m.id != terms.id) {
+            self.withdraw_member(name);
+            self.cache.purge(name);
+        }
+        let own = *name == self.settings.cluster_name;
+        if !own {
+            self.cache.connected(name, &terms);
+        }
+        self.view.terms.insert(name.clone(), terms.clone());
+        match self.members.remove(name) {
+            Some(mut member) => {
+                let allowed = std::mem::replace(&mut member.terms, terms).allowed_cidrs;
+                let changed = allowed != member.terms.allowed_cidrs;
+                let capabilities = member.terms.config.capabilities.clone();
+                for kind in Kind::ALL
+                    .into_iter()
+                    .filter(|kind| !capabilities.offers(*kind))
+                {
+                    self.drain(&mut member, kind);
+                }
+                if changed {
+                    self.judge_addresses_again(&mut member);
+                }
+                self.members.insert(name.clone(), member);
             }
             None => {
-                self.members.insert(name.clone(), Member::new(id));
+                let member = Member::new(name.clone(), own, terms);
+                self.members.insert(name.clone(), member);
             }
         }
-        if *name != self.settings.cluster_name {
-            self.cache.connected(name, id, terms.relayed);
-        }
+        self.settle();
+        self.changed.insert(name.clone());
+        self.count();
     }
 
-    /// The member was removed from the configuration: withdraws all its entries.
-    pub fn removed(&mut self, name: &ClusterName) {
-        let Some(mut member) = self.members.remove(name) else {
-            return;
-        };
-        // Addresses before identities: what points goes before what is pointed to.
-        for kind in [Kind::Ips, Kind::Nodes, Kind::Services, Kind::Identities] {
-            for (suffix, record) in member.drain(kind) {
-                self.withdraw(name, member.id, &suffix, record);
-            }
-            self.view.counts.remove(&(name.clone(), kind));
+    /// The member was removed from the configuration: withdraws all its entries. What the cache
+    /// holds of it is deleted later, see [`Self::expire`].
+    pub fn removed(&mut self, name: &ClusterName, now: Instant) {
+        if let Some(id) = self.withdraw_member(name) {
+            self.cache.removed(name, id, now);
         }
-        self.view.rejected.retain(|(cluster, _), _| cluster != name);
-        self.mark(member.id, Delta::Removed { cluster: member.id });
-        self.cache.removed(name);
+        self.settle();
+        self.count();
     }
 
     /// The member was out of reach for too long: withdraws its services, service exports and
     /// endpoint slices. Addresses and identities stay, as enforcement rests on them.
     pub fn expire_services(&mut self, name: &ClusterName) {
-        let Some(member) = self.members.get_mut(name) else {
+        let Some(mut member) = self.members.remove(name) else {
             return;
         };
         for kind in [Kind::Services, Kind::ServiceExports, Kind::EndpointSlices] {
-            for (suffix, _) in member.drain(kind) {
-                self.cache.delete(name, kind, &suffix);
+            for suffix in self.drain(&mut member, kind) {
+                self.cache.delete(&member.cache_key(kind, &suffix));
             }
-            self.view.counts.insert((name.clone(), kind), 0);
         }
+        self.members.insert(name.clone(), member);
+        self.changed.insert(name.clone());
+        self.count();
+    }
+
+    /// Deletes from the cache what was removed long enough ago.
+    pub fn expire(&mut self, now: Instant) {
+        self.cache.expire(now);
+    }
+
+    /// When `expire` has something to do; `None` while it has not.
+    #[must_use]
+    pub fn expires(&self) -> Option<Instant> {
+        self.cache.expires()
     }
 
     /// Applies events of one member, in order. Events of an unknown member are ignored.
-    pub fn apply(&mut self, name: &ClusterName, events: Vec<KeyEvent>) {
-        let Some(id) = self.members.get(name).map(|m| m.id) else {
+    ///
+    /// An event costs what decoding its value costs, plus a few look-ups for each address that it
+    /// speaks of. Only what waits for exactly what it frees is judged again.
+    pub fn apply(&mut self, name: &ClusterName, events: impl IntoIterator<Item = KeyEvent>) {
+        let Some(mut member) = self.members.remove(name) else {
             return;
         };
         for event in events {
-            match event {
-                KeyEvent::Upsert {
-                    kind,
-                    suffix,
-                    value,
-                    revision,
-                } => {
-                    self.upsert(name, id, kind, suffix, value, revision);
-                }
-                KeyEvent::Delete { kind, suffix } => {
-                    let member = self.members.get_mut(name);
-                    if let Some(record) = member.and_then(|m| m.remove(kind, &suffix)) {
-                        self.withdraw(name, id, &suffix, record);
-                    }
-                    self.uncache(name, kind, &suffix);
-                }
-                KeyEvent::BeginList { kind } => {
-                    if let Some(member) = self.members.get_mut(name) {
-                        member.begin_list(kind);
-                    }
-                }
-                KeyEvent::EndList { kind } => self.end_list(name, id, kind),
-            }
+            self.event(&mut member, event);
         }
-        if let Some(member) = self.members.get(name) {
-            for kind in Kind::ALL {
-                self.view
-                    .counts
-                    .insert((name.clone(), kind), member.len(kind) as u64);
-            }
-        }
+        self.members.insert(name.clone(), member);
+        self.evict();
+        self.settle();
+        self.changed.insert(name.clone());
+        self.count();
     }
 
-    fn end_list(&mut self, name: &ClusterName, id: ClusterId, kind: Kind) {
-        let Some(member) = self.members.get_mut(name) else {
-            return;
-        };
-        let was_synced = member.is_listed(Kind::Identities) && member.is_listed(Kind::Ips);
-        let swept = member.sweep(kind);
-        let synced = member.is_listed(Kind::Identities) && member.is_listed(Kind::Ips);
-        for (suffix, record) in swept {
-            self.withdraw(name, id, &suffix, record);
-            self.uncache(name, kind, &suffix);
+    fn withdraw_member(&mut self, name: &ClusterName) -> Option<ClusterId> {
+        let mut member = self.members.remove(name)?;
+        // Addresses before identities: what points goes before what is pointed to.
+        for kind in [
+            Kind::Ips,
+            Kind::Nodes,
+            Kind::Services,
+            Kind::ServiceExports,
+            Kind::EndpointSlices,
+            Kind::Identities,
+        ] {
+            self.drain(&mut member, kind);
         }
-        if synced && !was_synced {
-            self.mark(id, Delta::Synced { cluster: id });
-        }
-        if *name != self.settings.cluster_name {
-            self.cache.listed(name, kind);
-        }
-    }
-
-    fn upsert(
-        &mut self,
-        name: &ClusterName,
-        id: ClusterId,
-        kind: Kind,
-        suffix: Bytes,
-        value: Bytes,
-        revision: i64,
-    ) {
-        let own = *name == self.settings.cluster_name;
-        let author = decode::Author {
-            name,
-            id,
-            max: self.settings.max_clusters,
-            own,
-        };
-        let decoded = decode::decode(&author, kind, &suffix, &value)
-            .and_then(|d| if own { Ok(d) } else { self.owner_check(id, d) });
-        let decoded = match decoded {
-            Ok(decoded) => decoded,
-            Err(rejection) => {
-                self.reject(name, kind, &suffix, &rejection);
-                let undecodable = rejection.is_undecodable();
-                let Some(member) = self.members.get_mut(name) else {
-                    return;
-                };
-                if undecodable && !member.contains(kind, &suffix) {
-                    member.upsert(kind, suffix.clone(), Record::Inert);
-                }
-                if undecodable && !own {
-                    self.cache.upsert(name, kind, &suffix, value);
-                }
-                return;
-            }
-        };
-        if !own {
-            self.cache.upsert(name, kind, &suffix, value);
-        }
-        let decode::Decoded { record, node } = decoded;
-        let Some(member) = self.members.get_mut(name) else {
-            return;
-        };
-        let before = member.upsert(kind, suffix.clone(), record.clone());
-        if let Some(node) = node {
-            let key = (name.clone(), String::from_utf8_lossy(&suffix).into_owned());
-            self.view.nodes.insert(key, node);
-        }
-        if before.as_ref() == Some(&record) {
-            return;
-        }
-        self.publish(name, id, &suffix, &record, before, revision);
-    }
-
-    /// Makes a new or changed record effective, then takes back what its predecessor alone said.
-    fn publish(
-        &mut self,
-        name: &ClusterName,
-        id: ClusterId,
-        suffix: &Bytes,
-        record: &Record,
-        before: Option<Record>,
-        revision: i64,
-    ) {
-        match record {
-            Record::Identity {
-                id: identity,
-                labels,
-            } => {
-                let view = IdentityView {
-                    labels: Arc::clone(labels),
-                    cluster: name.clone(),
-                    revision,
-                };
-                self.view.identities.insert(*identity, view);
-                let delta = Delta::Identity {
-                    id: *identity,
-                    labels: Some(Arc::clone(labels)),
-                };
-                self.deltas.push(DeltaKey::Identity(*identity), delta);
-            }
-            Record::Ip { prefix, identity } => {
-                if *identity == IdentityId::UNKNOWN {
-                    self.unclaim(*prefix, Origin::Ip, id);
-                } else {
-                    self.claim(*prefix, Origin::Ip, id, *identity);
-                }
-            }
-            Record::Node { addresses, cidrs } => {
-                let own = *name == self.settings.cluster_name;
-                let this = own && suffix.as_ref() == self.settings.node_name.as_bytes();
-                let identity = if this {
-                    IdentityId::HOST
-                } else {
-                    IdentityId::REMOTE_NODE
-                };
-                for address in addresses {
-                    self.claim(IpPrefix::host(*address), Origin::Node, id, identity);
-                }
-                if let Some(Record::Node { addresses: old, .. }) = before {
-                    for address in old.iter().filter(|a| !addresses.contains(a)) {
-                        self.unclaim(IpPrefix::host(*address), Origin::Node, id);
-                    }
-                }
-                if own {
-                    self.own_cidrs.insert(suffix.clone(), cidrs.clone());
-                    self.evict_intruders(cidrs);
-                }
-            }
-            Record::Service | Record::Inert => {}
-        }
-    }
-
-    /// Withdraws peers' addresses that lie in `cidrs`, which the own cluster just turned out to
-    /// hold; they come back only if the peer sends them again when they are free.
-    fn evict_intruders(&mut self, cidrs: &[IpPrefix]) {
-        let mut evicted = Vec::new();
-        for (name, member) in &self.members {
-            if *name == self.settings.cluster_name {
-                continue;
-            }
-            for (suffix, record) in member.records(Kind::Ips) {
-                let Record::Ip { prefix, .. } = record else {
-                    continue;
-                };
-                if cidrs.iter().any(|c| overlap(c, prefix)) {
-                    evicted.push((name.clone(), member.id, suffix.clone()));
-                }
-            }
-        }
-        for (name, id, suffix) in evicted {
-            let member = self.members.get_mut(&name);
-            if let Some(record) = member.and_then(|m| m.remove(Kind::Ips, &suffix)) {
-                self.withdraw(&name, id, &suffix, record);
-                self.uncache(&name, Kind::Ips, &suffix);
-                self.reject(&name, Kind::Ips, &suffix, &Rejection::AddressOfOwnCluster);
-            }
-        }
-    }
-
-    /// A peer may claim neither our nodes' addresses nor anything in our pod CIDRs, nor an address
-    /// that another peer holds (that one waits behind its owner).
-    fn owner_check(
-        &self,
-        id: ClusterId,
-        decoded: decode::Decoded,
-    ) -> Result<decode::Decoded, Rejection> {
-        let own = self.settings.cluster_id;
-        let ours = |prefix: &IpPrefix| {
-            self.claims.held_by_other(prefix, id) == Some(own)
-                || self
-                    .own_cidrs
-                    .values()
-                    .flatten()
-                    .any(|c| overlap(c, prefix))
-        };
-        match &decoded.record {
-            Record::Ip { prefix, .. } if ours(prefix) => Err(Rejection::AddressOfOwnCluster),
-            Record::Ip { prefix, .. } if is_too_wide(prefix) => Err(Rejection::PrefixTooWide),
-            Record::Node { addresses, .. }
-                if addresses.iter().any(|a| ours(&IpPrefix::host(*a))) =>
-            {
-                Err(Rejection::AddressOfOwnCluster)
-            }
-            _ => Ok(decoded),
-        }
-    }
-
-    /// Takes back what a removed record said.
-    fn withdraw(&mut self, name: &ClusterName, id: ClusterId, suffix: &Bytes, record: Record) {
-        match record {
-            Record::Identity { id: identity, .. } => {
-                self.view.identities.remove(&identity);
-                let delta = Delta::Identity {
-                    id: identity,
-                    labels: None,
-                };
-                self.deltas.push(DeltaKey::Identity(identity), delta);
-            }
-            Record::Ip { prefix, .. } => self.unclaim(prefix, Origin::Ip, id),
-            Record::Node { addresses, .. } => {
-                for address in addresses {
-                    self.unclaim(IpPrefix::host(address), Origin::Node, id);
-                }
-                let node = String::from_utf8_lossy(suffix).into_owned();
-                self.view.nodes.remove(&(name.clone(), node));
-                if *name == self.settings.cluster_name {
-                    self.own_cidrs.remove(suffix);
-                }
-            }
-            Record::Service | Record::Inert => {}
-        }
-    }
-
-    fn claim(&mut self, prefix: IpPrefix, origin: Origin, id: ClusterId, identity: IdentityId) {
-        let target = IpTarget {
-            identity,
-            cluster: id,
-        };
-        let change = self.claims.claim(prefix, origin, target);
-        self.address_changed(prefix, change);
-    }
-
-    fn unclaim(&mut self, prefix: IpPrefix, origin: Origin, id: ClusterId) {
-        let change = self.claims.withdraw(prefix, origin, id);
-        self.address_changed(prefix, change);
-    }
-
-    fn address_changed(&self, prefix: IpPrefix, change: Change) {
-        let Change::Target(target) = change else {
-            return;
-        };
-        match target {
-            Some(target) => drop(self.view.addresses.insert(prefix, target)),
-            None => drop(self.view.addresses.remove(&prefix)),
-        }
-        self.deltas
-            .push(DeltaKey::Ip(prefix), Delta::Ip { prefix, target });
+        self.view.forget(name);
+        self.mark(member.id, Delta::Removed { cluster: member.id });
+        Some(member.id)
     }
 
     fn mark(&self, id: ClusterId, mark: Delta) {
         self.view.marks.insert(id, mark.clone());
-        self.deltas.push(DeltaKey::Cluster(id), mark);
+        // Behind the entries that it speaks of, also if an older mark of the cluster is pending.
+        self.deltas.push_last(DeltaKey::Cluster(id), mark);
     }
 
-    fn uncache(&self, name: &ClusterName, kind: Kind, suffix: &[u8]) {
-        if *name != self.settings.cluster_name {
-            self.cache.delete(name, kind, suffix);
+    /// Tells the numbers of members that may have others now.
+    fn count(&mut self) {
+        for name in std::mem::take(&mut self.changed) {
+            let Some(member) = self.members.get(&name) else {
+                continue;
+            };
+            for kind in Kind::ALL {
+                let count = member.len(kind) as u64;
+                self.view.counts.insert((name.clone(), kind), count);
+            }
         }
-    }
-
-    fn reject(&self, name: &ClusterName, kind: Kind, suffix: &[u8], rejection: &Rejection) {
-        let mut count = self
-            .view
-            .rejected
-            .entry((name.clone(), rejection.reason()))
-            .or_insert(0);
-        *count += 1;
-        // The first few of a reason are enough to find the fault; a flood must not fill the log.
-        if *count <= crate::limits::REJECTIONS_LOGGED_MAX {
-            tracing::warn!(
-                cluster = %name,
-                ?kind,
-                key = %String::from_utf8_lossy(suffix),
-                reason = rejection.reason(),
-                error = %rejection,
-                "Entry rejected"
-            );
-        }
-    }
-}
-
-fn overlap(a: &IpPrefix, b: &IpPrefix) -> bool {
-    a.contains(b.addr()) || b.contains(a.addr())
-}
-
-/// Prefixes this wide could swallow whole address plans, so no peer gets them.
-fn is_too_wide(prefix: &IpPrefix) -> bool {
-    match prefix.addr() {
-        IpAddr::V4(_) => prefix.prefix_len() < 8,
-        IpAddr::V6(_) => prefix.prefix_len() < 16,
     }
 }

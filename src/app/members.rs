@@ -4,6 +4,7 @@
 use std::{
     future::poll_fn,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use tokio::sync::mpsc;
@@ -69,15 +70,16 @@ struct Member {
 impl Work {
     async fn run(&mut self) {
         loop {
-            poll_fn(|context| self.absorb(context)).await;
-            while self.slice() {
-                // What came meanwhile is merged with what is pending; others get to run.
-                tokio::task::yield_now().await;
-                poll_fn(|context| {
-                    let _nothing_new = self.absorb(context);
-                    Poll::Ready(())
-                })
-                .await;
+            let expires = self.mesh.expires();
+            tokio::select! {
+                // Members may always have something; what has its time comes first.
+                biased;
+                () = until(expires) => self.mesh.expire(Instant::now()),
+                () = poll_fn(|context| self.absorb(context)) => {
+                    self.slice();
+                    // What comes meanwhile is merged with what is pending; others get to run.
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
@@ -151,8 +153,15 @@ impl Work {
             }
             MemberEvent::Keys { name, events } => self.mesh.apply(&name, events),
             MemberEvent::Expired { name } => self.mesh.expire_services(&name),
-            MemberEvent::Removed { name } => self.mesh.removed(&name),
+            MemberEvent::Removed { name } => self.mesh.removed(&name, Instant::now()),
         }
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -2,6 +2,7 @@
 use super::{
     identity::CLUSTER_LABEL,
     records::{ClusterConfig, IpRecord, NodeRecord, ServiceRecord, prefix_of},
+    slices::EndpointSlice,
 };
 use crate::types::{ClusterId, ClusterName, IdentityId, IpPrefix, Label, Labels, MaxClusters};
 
@@ -44,6 +45,9 @@ pub enum Rejection {
     /// The identity lacks its cluster label, or has a foreign one.
     #[error("label io.cilium.k8s.policy.cluster is missing or foreign")]
     ClusterLabel,
+    /// A field has a value that means nothing.
+    #[error("value of field {0} is invalid")]
+    InvalidField(&'static str),
 }
 
 impl Rejection {
@@ -63,6 +67,7 @@ impl Rejection {
             Self::MaxClustersMismatch(_) => "max-clusters-mismatch",
             Self::IdentityOutOfRange(_) => "identity-out-of-range",
             Self::ClusterLabel => "cluster-label",
+            Self::InvalidField(_) => "invalid-field",
         }
     }
 }
@@ -182,24 +187,53 @@ impl ServiceRecord {
         cluster: &ClusterName,
         id: ClusterId,
     ) -> Result<(), Rejection> {
-        let fields = [
-            ("cluster", &self.cluster),
-            ("namespace", &self.namespace),
-            ("name", &self.name),
-        ];
-        if let Some((field, _)) = fields.iter().find(|(_, value)| value.is_empty()) {
-            return Err(Rejection::Incomplete(field));
-        }
-        if self.cluster != cluster.as_str() {
-            return Err(Rejection::ClusterMismatch);
-        }
-        let rest = suffix.strip_prefix(self.namespace.as_bytes());
-        let name = rest.and_then(|rest| rest.strip_prefix(b"/"));
-        if name != Some(self.name.as_bytes()) {
-            return Err(Rejection::KeyMismatch);
-        }
+        same_object(
+            (&self.cluster, &self.namespace, &self.name),
+            suffix,
+            cluster,
+        )?;
         same_id(self.cluster_id, id)
     }
+}
+
+impl EndpointSlice {
+    /// Checks that the slice belongs to `cluster` and to its key; `suffix` is `namespace/name`.
+    ///
+    /// # Errors
+    /// In this order: incomplete, foreign cluster, key mismatch, foreign id.
+    pub fn check(
+        &self,
+        suffix: &[u8],
+        cluster: &ClusterName,
+        id: ClusterId,
+    ) -> Result<(), Rejection> {
+        same_object(
+            (&self.cluster, &self.namespace, &self.name),
+            suffix,
+            cluster,
+        )?;
+        same_id(self.cluster_id, id)
+    }
+}
+
+/// Checks cluster, namespace and name of a record against where it was found.
+pub(super) fn same_object(
+    (of, namespace, name): (&str, &str, &str),
+    suffix: &[u8],
+    cluster: &ClusterName,
+) -> Result<(), Rejection> {
+    let fields = [("cluster", of), ("namespace", namespace), ("name", name)];
+    if let Some((field, _)) = fields.iter().find(|(_, value)| value.is_empty()) {
+        return Err(Rejection::Incomplete(field));
+    }
+    if of != cluster.as_str() {
+        return Err(Rejection::ClusterMismatch);
+    }
+    let rest = suffix.strip_prefix(namespace.as_bytes());
+    if rest.and_then(|rest| rest.strip_prefix(b"/")) != Some(name.as_bytes()) {
+        return Err(Rejection::KeyMismatch);
+    }
+    Ok(())
 }
 
 fn same_id(theirs: u32, id: ClusterId) -> Result<(), Rejection> {

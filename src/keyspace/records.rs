@@ -2,7 +2,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    Rejection,
+    Kind, Rejection,
     gojson::{self, Mask, Wire, go_struct},
 };
 use crate::{
@@ -32,6 +32,19 @@ pub struct Capabilities {
     pub service_exports_enabled: Option<bool>,
     /// Empty: services only.
     pub endpoint_slices_export_mode: String,
+}
+
+impl Capabilities {
+    /// Whether the producer has such entries at all. One that hasn't may lack the kind's canary, too.
+    #[must_use]
+    pub fn offers(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Nodes | Kind::Identities | Kind::Ips => true,
+            Kind::Services => self.endpoint_slices_export_mode != "endpointslices-only",
+            Kind::ServiceExports => self.service_exports_enabled.is_some(),
+            Kind::EndpointSlices => !self.endpoint_slices_export_mode.is_empty(),
+        }
+    }
 }
 
 /// A node, `nodes/v1/<cluster>/<name>`.
@@ -264,7 +277,7 @@ impl Wire for Option<Cidr> {
 }
 
 /// The parser's own words may quote the value, which must not reach a log.
-fn undecodable(error: &serde_json::Error) -> Rejection {
+pub(super) fn undecodable(error: &serde_json::Error) -> Rejection {
     use serde_json::error::Category;
     let what = match error.classify() {
         Category::Data => "wrong type or range",

@@ -85,6 +85,19 @@ impl<K: Clone + Eq + Hash, V> Coalescing<K, V> {
         }
     }
 
+    /// [`Self::push`], but the value comes behind everything pending, also if the key has a place
+    /// already; for values that speak of what was pushed before. Costs a search of the queue.
+    pub fn push_last(&self, key: K, value: V) {
+        let mut state = super::lock(&self.0.state);
+        if state.values.remove(&key).is_some()
+            && let Some(at) = state.order.iter().position(|k| *k == key)
+        {
+            state.order.remove(at);
+        }
+        drop(state);
+        self.push(key, value);
+    }
+
     /// How many values are pending; a moment's truth.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -179,6 +192,18 @@ mod tests {
             })
         );
         assert_eq!(queue.try_pop_batch(9), None);
+    }
+
+    #[test]
+    fn a_value_that_is_to_be_last_leaves_its_place() {
+        let queue = Coalescing::new(8);
+        for (key, value) in [("a", 1), ("b", 2), ("c", 3)] {
+            queue.push(key, value);
+        }
+        queue.push_last("a", 4);
+        queue.push_last("d", 5);
+        let batch = queue.try_pop_batch(9);
+        assert_eq!(batch.unwrap().items, [2, 3, 4, 5]);
     }
 
     #[test]

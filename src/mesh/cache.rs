@@ -1,77 +1,125 @@
 //! The cache keyspace: peers' values byte for byte under `cilium/cache/`, each peer's
 //! cluster-config rewritten, and a canary per kind once its first list was copied completely.
-use std::collections::HashSet;
+//! Invariant: a peer's configuration is there before its data and gone before it. The data of a
+//! removed peer stays for a while, and for good if the peer returns with its id.
+use std::{collections::HashMap, time::Instant};
 
 use bytes::Bytes;
 
+use super::Terms;
 use crate::{
-    keyspace::{self, Kind, Layout},
-    store::Store,
-    types::{ClusterId, ClusterName, MaxClusters},
+    keyspace::{self, Capabilities, ClusterConfig, Kind, Layout},
+    limits,
+    store::{RangeRequest, Store},
+    types::{ClusterId, ClusterName},
 };
 
 #[derive(Debug)]
 pub(super) struct Cache {
     store: Store,
-    max: MaxClusters,
-    /// Peers whose entries come over a connection of this node's own.
-    direct: HashSet<ClusterName>,
+    /// Peers that were removed and whose data is still there.
+    leaving: HashMap<ClusterName, Leaving>,
+    /// Kinds of peers that returned, whose data from before was not compared with a list yet.
+    leftover: Vec<(ClusterName, Kind)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Leaving {
+    id: ClusterId,
+    until: Instant,
 }
 
 impl Cache {
-    pub(super) fn new(store: Store, max: MaxClusters) -> Self {
-        let direct = HashSet::new();
-        Self { store, max, direct }
+    pub(super) fn new(store: Store) -> Self {
+        Self {
+            store,
+            leaving: HashMap::new(),
+            leftover: Vec::new(),
+        }
     }
 
-    /// Readers look for the configuration first, so it is written before any data.
-    /// What was `relayed` by another node's cache is not for other nodes to follow.
-    pub(super) fn connected(&mut self, name: &ClusterName, id: ClusterId, relayed: bool) {
-        if relayed {
-            self.direct.remove(name);
+    /// Readers look for the configuration first, so it is written before any data. Kinds that the
+    /// peer does not offer are complete at once. What was relayed by another node's cache is not
+    /// for other nodes to follow.
+    pub(super) fn connected(&mut self, name: &ClusterName, terms: &Terms) {
+        match self.leaving.remove(name) {
+            Some(leaving) if leaving.id == terms.id => {
+                let kinds = Kind::ALL.into_iter().map(|kind| (name.clone(), kind));
+                self.leftover.extend(kinds);
+            }
+            Some(_) => self.purge(name),
+            None => {}
+        }
+        if terms.relayed {
             let canaries = Layout::Relay.canaries(name);
             self.store.delete_prefix(canaries.as_bytes());
-        } else {
-            self.direct.insert(name.clone());
         }
-        let capabilities = keyspace::Capabilities {
-            synced_canaries: true,
-            cached: true,
-            max_connected_clusters: self.max.max_id(),
-            ..Default::default()
-        };
-        let config = keyspace::ClusterConfig {
-            id: id.get(),
-            capabilities,
-        };
-        self.put(keyspace::cluster_config_key(name), config.encode().into());
-    }
-
-    pub(super) fn upsert(&self, name: &ClusterName, kind: Kind, suffix: &[u8], value: Bytes) {
-        self.put_bytes(key(name, kind, suffix), value);
-    }
-
-    pub(super) fn delete(&self, name: &ClusterName, kind: Kind, suffix: &[u8]) {
-        self.store.delete(&key(name, kind, suffix));
-    }
-
-    /// A kind's list is complete.
-    pub(super) fn listed(&self, name: &ClusterName, kind: Kind) {
-        let relay = self.direct.contains(name).then_some(Layout::Relay);
-        for layout in [Layout::Cache].into_iter().chain(relay) {
-            let canary = layout.canary(kind, name);
-            if self.store.get(canary.as_bytes()).is_none() {
-                // Readers test for the key and ignore the value.
-                self.put(canary, Bytes::from_static(b"true"));
+        let key = keyspace::cluster_config_key(name);
+        self.put(key.into(), rewritten(terms).encode().into());
+        for kind in Kind::ALL {
+            if !terms.config.capabilities.offers(kind) {
+                let prefix = Layout::Cache.prefix(kind, name);
+                self.store.delete_prefix(prefix.as_bytes());
+                self.canaries(name, kind, terms.relayed);
             }
         }
     }
 
-    /// The configuration goes first, so that readers stop before the data vanishes.
-    pub(super) fn removed(&mut self, name: &ClusterName) {
-        self.direct.remove(name);
+    pub(super) fn upsert(&self, key: Bytes, value: Bytes) {
+        self.put(key, value);
+    }
+
+    pub(super) fn delete(&self, key: &[u8]) {
+        self.store.delete(key);
+    }
+
+    pub(super) fn value(&self, key: &[u8]) -> Option<Bytes> {
+        self.store.get(key).map(|kv| kv.value)
+    }
+
+    /// A kind's list is complete; `known` tells of a suffix whether it is the peer's now.
+    pub(super) fn listed(
+        &mut self,
+        name: &ClusterName,
+        kind: Kind,
+        relayed: bool,
+        known: impl Fn(&[u8]) -> bool,
+    ) {
+        let leftover = |(n, k): &(ClusterName, Kind)| n == name && *k == kind;
+        if self.leftover.iter().any(leftover) {
+            self.leftover.retain(|entry| !leftover(entry));
+            self.sweep(name, kind, known);
+        }
+        self.canaries(name, kind, relayed);
+    }
+
+    /// Readers stop at once; the data goes at its time.
+    pub(super) fn removed(&mut self, name: &ClusterName, id: ClusterId, now: Instant) {
         self.store
             .delete(keyspace::cluster_config_key(name).as_bytes());
+        self.leftover.retain(|(n, _)| n != name);
+        let until = now + limits::CACHE_GRACE;
+        self.leaving.insert(name.clone(), Leaving { id, until });
+    }
+
+    /// Deletes what removed peers left, as far as it is time.
+    pub(super) fn expire(&mut self, now: Instant) {
+        let due = self.leaving.extract_if(|_, leaving| leaving.until <= now);
+        let due: Vec<ClusterName> = due.map(|(name, _)| name).collect();
+        for name in due {
+            self.purge(&name);
+        }
+    }
+
+    /// When `expire` has something to do.
+    pub(super) fn expires(&self) -> Option<Instant> {
+        self.leaving.values().map(|leaving| leaving.until).min()
+    }
+
+    /// Deletes all of a peer's data, canaries first.
+    pub(super) fn purge(&mut self, name: &ClusterName) {
+        self.leaving.remove(name);
+        self.leftover.retain(|(n, _)| n != name);
         self.store
             .delete_prefix(keyspace::synced_prefix(name).as_bytes());
         for kind in Kind::ALL {
@@ -80,19 +128,49 @@ impl Cache {
         }
     }
 
-    fn put(&self, key: String, value: Bytes) {
-        self.put_bytes(key.into(), value);
+    fn sweep(&self, name: &ClusterName, kind: Kind, known: impl Fn(&[u8]) -> bool) {
+        let prefix = Layout::Cache.prefix(kind, name);
+        let request = RangeRequest {
+            keys_only: true,
+            ..RangeRequest::prefix(prefix.as_bytes())
+        };
+        let Ok(found) = self.store.range(&request) else {
+            return;
+        };
+        for kv in &found.kvs {
+            if !known(&kv.key[prefix.len()..]) {
+                self.store.delete(&kv.key);
+            }
+        }
     }
 
-    fn put_bytes(&self, key: Bytes, value: Bytes) {
+    fn canaries(&self, name: &ClusterName, kind: Kind, relayed: bool) {
+        let relay = (!relayed).then_some(Layout::Relay);
+        for layout in [Layout::Cache].into_iter().chain(relay) {
+            // Readers test for the key and ignore the value.
+            let canary = layout.canary(kind, name);
+            self.put(canary.into(), Bytes::from_static(b"true"));
+        }
+    }
+
+    fn put(&self, key: Bytes, value: Bytes) {
         if let Err(error) = self.store.put_if_changed(key, value, 0) {
             tracing::error!(%error, "Unable to write to the cache keyspace");
         }
     }
 }
 
-fn key(name: &ClusterName, kind: Kind, suffix: &[u8]) -> Bytes {
-    let mut key = Layout::Cache.prefix(kind, name).into_bytes();
-    key.extend_from_slice(suffix);
-    key.into()
+/// A peer's configuration as it reads in the cache.
+fn rewritten(terms: &Terms) -> ClusterConfig {
+    let theirs = &terms.config.capabilities;
+    ClusterConfig {
+        id: terms.id.get(),
+        capabilities: Capabilities {
+            synced_canaries: true,
+            cached: true,
+            max_connected_clusters: theirs.max_connected_clusters,
+            service_exports_enabled: theirs.service_exports_enabled,
+            endpoint_slices_export_mode: theirs.endpoint_slices_export_mode.clone(),
+        },
+    }
 }

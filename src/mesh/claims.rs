@@ -1,32 +1,62 @@
-//! Who an address belongs to when several members or records claim it.
-//! Invariant: the first claim of a list is the effective one; the own cluster's claims come first,
-//! else first come, first kept. A list is never empty.
-use std::collections::HashMap;
+//! Which records claim an address, and whose claim is the effective one.
+//! Invariant: all claims of a prefix are of one cluster, as records of others wait; `first` is the
+//! effective one. Within a cluster nodes come before ip records, else first come, first kept, so
+//! that the outcome does not depend on the order of kinds.
+use std::{cmp::Reverse, collections::HashMap};
 
 use super::IpTarget;
-use crate::types::{ClusterId, IpPrefix};
+use crate::types::{ClusterId, IdentityId, IpPrefix};
 
-/// What made a claim; one member may claim an address through a node and through an ip record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
-    Node,
-    Ip,
+/// Which record of a cluster makes a claim: several may claim one address, as when a node is
+/// renamed. Ordered by precedence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Origin(u32);
+
+impl Origin {
+    /// The ip record whose key is a plain address.
+    pub(super) const ADDRESS: Self = Self(0);
+    /// The ip record whose key has a length.
+    pub(super) const MASKED: Self = Self(1);
+
+    /// The node with this number within its cluster.
+    pub(super) const fn node(number: u32) -> Self {
+        Self(number.saturating_add(2))
+    }
+
+    /// The number of the node, if it is one.
+    pub(super) const fn node_number(self) -> Option<u32> {
+        self.0.checked_sub(2)
+    }
 }
 
+/// Kept small: there is one for each address of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Claim {
-    target: IpTarget,
-    origin: Origin,
+pub(super) struct Claim {
+    pub(super) identity: IdentityId,
+    pub(super) cluster: ClusterId,
+    pub(super) origin: Origin,
+}
+
+impl Claim {
+    const fn target(&self) -> IpTarget {
+        IpTarget {
+            identity: self.identity,
+            cluster: self.cluster,
+        }
+    }
+
+    fn is_of(&self, cluster: ClusterId, origin: Origin) -> bool {
+        self.cluster == cluster && self.origin == origin
+    }
 }
 
 /// All claims of all members.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Claims {
-    own: ClusterId,
     /// Nearly every address has one claim, so the common case holds no allocation of its own.
     first: HashMap<IpPrefix, Claim>,
-    /// Claims behind the first, in order.
-    waiting: HashMap<IpPrefix, Vec<Claim>>,
+    /// Claims behind the first, never empty.
+    more: HashMap<IpPrefix, Vec<Claim>>,
 }
 
 /// What a claim or its withdrawal changed.
@@ -39,143 +69,131 @@ pub(super) enum Change {
 }
 
 impl Claims {
-    pub(super) fn new(own: ClusterId) -> Self {
-        Self {
-            own,
-            first: HashMap::new(),
-            waiting: HashMap::new(),
-        }
+    /// The cluster that has the prefix.
+    pub(super) fn holder(&self, prefix: &IpPrefix) -> Option<ClusterId> {
+        self.first.get(prefix).map(|claim| claim.cluster)
     }
 
-    /// Another cluster than `cluster` that holds `prefix`, if any.
-    pub(super) fn held_by_other(&self, prefix: &IpPrefix, cluster: ClusterId) -> Option<ClusterId> {
-        self.first
-            .get(prefix)
-            .map(|c| c.target.cluster)
-            .filter(|c| *c != cluster)
-    }
-
-    /// Adds or replaces the claim that `target.cluster` makes by `origin`.
-    pub(super) fn claim(&mut self, prefix: IpPrefix, origin: Origin, target: IpTarget) -> Change {
-        let claim = Claim { target, origin };
+    /// Adds or replaces the claim of one record. The prefix is free or held by the same cluster.
+    pub(super) fn claim(&mut self, prefix: IpPrefix, claim: Claim) -> Change {
         let Some(first) = self.first.get_mut(&prefix) else {
             self.first.insert(prefix, claim);
-            return Change::Target(Some(target));
+            return Change::Target(Some(claim.target()));
         };
-        let same = |c: &Claim| c.origin == origin && c.target.cluster == target.cluster;
-        if same(first) {
-            let changed = first.target != target;
+        debug_assert_eq!(first.cluster, claim.cluster, "others were displaced");
+        let before = first.target();
+        if first.is_of(claim.cluster, claim.origin) {
             *first = claim;
-            return if changed {
-                Change::Target(Some(target))
-            } else {
-                Change::None
-            };
+        } else {
+            let mut all = self.take(&prefix);
+            all.retain(|c| !c.is_of(claim.cluster, claim.origin));
+            let at = all.partition_point(|c| rank(c) <= rank(&claim));
+            all.insert(at, claim);
+            self.put(prefix, all);
         }
-        let waiting = self.waiting.entry(prefix).or_default();
-        if target.cluster == self.own && first.target.cluster != self.own {
-            let displaced = std::mem::replace(first, claim);
-            waiting.retain(|c| !same(c));
-            waiting.insert(0, displaced);
-            return Change::Target(Some(target));
-        }
-        match waiting.iter_mut().find(|c| same(c)) {
-            Some(found) => *found = claim,
-            None => waiting.push(claim),
-        }
-        Change::None
+        self.change(&prefix, before)
     }
 
-    /// Takes back the claim of `cluster` by `origin`; unknown claims change nothing.
+    /// Takes back the claim of one record; unknown ones change nothing.
     pub(super) fn withdraw(
         &mut self,
         prefix: IpPrefix,
-        origin: Origin,
         cluster: ClusterId,
+        origin: Origin,
     ) -> Change {
-        let same = |c: &Claim| c.origin == origin && c.target.cluster == cluster;
-        let waiting = self.waiting.get_mut(&prefix);
-        let Some(first) = self.first.get_mut(&prefix) else {
+        let Some(first) = self.first.get(&prefix) else {
             return Change::None;
         };
-        let change = if same(first) {
-            let before = first.target;
-            match waiting.and_then(|w| (!w.is_empty()).then(|| w.remove(0))) {
-                Some(next) => {
-                    *first = next;
-                    if next.target == before {
-                        Change::None
-                    } else {
-                        Change::Target(Some(next.target))
-                    }
-                }
-                None => {
-                    self.first.remove(&prefix);
-                    Change::Target(None)
-                }
-            }
-        } else {
-            if let Some(waiting) = waiting {
-                waiting.retain(|c| !same(c));
-            }
-            Change::None
-        };
-        if self.waiting.get(&prefix).is_some_and(Vec::is_empty) {
-            self.waiting.remove(&prefix);
-        }
-        change
+        let before = first.target();
+        let mut all = self.take(&prefix);
+        all.retain(|c| !c.is_of(cluster, origin));
+        self.put(prefix, all);
+        self.change(&prefix, before)
     }
+
+    /// Takes all claims of a prefix away, for another cluster to claim it.
+    pub(super) fn displace(&mut self, prefix: &IpPrefix) -> Vec<Claim> {
+        self.take(prefix)
+    }
+
+    fn change(&self, prefix: &IpPrefix, before: IpTarget) -> Change {
+        let now = self.first.get(prefix).map(Claim::target);
+        if now == Some(before) {
+            Change::None
+        } else {
+            Change::Target(now)
+        }
+    }
+
+    fn take(&mut self, prefix: &IpPrefix) -> Vec<Claim> {
+        let first = self.first.remove(prefix);
+        let more = if first.is_some() && !self.more.is_empty() {
+            self.more.remove(prefix).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        first.into_iter().chain(more).collect()
+    }
+
+    fn put(&mut self, prefix: IpPrefix, claims: Vec<Claim>) {
+        let mut claims = claims.into_iter();
+        if let Some(first) = claims.next() {
+            self.first.insert(prefix, first);
+        }
+        let more: Vec<Claim> = claims.collect();
+        if !more.is_empty() {
+            self.more.insert(prefix, more);
+        }
+    }
+}
+
+fn rank(claim: &Claim) -> Reverse<bool> {
+    Reverse(claim.origin.node_number().is_some())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Change, Claims, Origin};
-    use crate::{
-        mesh::IpTarget,
-        types::{ClusterId, IdentityId, MaxClusters},
-    };
+    use super::*;
+    use crate::types::MaxClusters;
 
-    fn target(cluster: u32, local: u32) -> IpTarget {
-        let cluster = ClusterId::new(cluster, MaxClusters::C255).unwrap();
-        IpTarget {
-            identity: IdentityId((cluster.get() << 16) + local),
-            cluster,
+    fn claim(cluster: u32, identity: u32, origin: Origin) -> Claim {
+        Claim {
+            identity: IdentityId(identity),
+            cluster: ClusterId::new(cluster, MaxClusters::C255).unwrap(),
+            origin,
         }
     }
 
     #[test]
-    fn first_owner_keeps_the_address_and_the_waiting_claimant_takes_over() {
-        let (west, north) = (target(2, 1), target(3, 1));
-        let mut claims = Claims::new(target(1, 0).cluster);
+    fn an_address_stays_while_any_record_claims_it() {
+        let mut claims = Claims::default();
         let ip = "10.0.0.1".parse().unwrap();
+        let (old, new) = (claim(2, 6, Origin::node(1)), claim(2, 6, Origin::node(2)));
+        assert_eq!(claims.claim(ip, old), Change::Target(Some(old.target())));
+        assert_eq!(claims.claim(ip, new), Change::None);
+        assert_eq!(claims.withdraw(ip, old.cluster, old.origin), Change::None);
+        assert_eq!(claims.holder(&ip), Some(old.cluster));
         assert_eq!(
-            claims.claim(ip, Origin::Ip, west),
-            Change::Target(Some(west))
-        );
-        assert_eq!(claims.claim(ip, Origin::Ip, north), Change::None);
-        assert_eq!(claims.held_by_other(&ip, north.cluster), Some(west.cluster));
-        assert_eq!(
-            claims.withdraw(ip, Origin::Ip, west.cluster),
-            Change::Target(Some(north))
-        );
-        assert_eq!(claims.withdraw(ip, Origin::Ip, west.cluster), Change::None);
-        assert_eq!(
-            claims.withdraw(ip, Origin::Ip, north.cluster),
+            claims.withdraw(ip, new.cluster, new.origin),
             Change::Target(None)
         );
+        assert_eq!(claims.withdraw(ip, new.cluster, new.origin), Change::None);
     }
 
     #[test]
-    fn the_own_cluster_wins_over_an_earlier_peer() {
-        let (own, west) = (target(1, 7), target(2, 1));
-        let mut claims = Claims::new(own.cluster);
+    fn nodes_come_before_ip_records_in_either_order() {
         let ip = "10.0.0.1".parse().unwrap();
-        claims.claim(ip, Origin::Ip, west);
-        assert_eq!(claims.claim(ip, Origin::Ip, own), Change::Target(Some(own)));
-        assert_eq!(claims.claim(ip, Origin::Ip, target(2, 9)), Change::None);
-        assert_eq!(
-            claims.withdraw(ip, Origin::Ip, own.cluster),
-            Change::Target(Some(target(2, 9)))
-        );
+        let (node, record) = (claim(1, 1, Origin::node(0)), claim(1, 6, Origin::ADDRESS));
+        for order in [[node, record], [record, node]] {
+            let mut claims = Claims::default();
+            claims.claim(ip, order[0]);
+            claims.claim(ip, order[1]);
+            assert_eq!(
+                claims.withdraw(ip, record.cluster, record.origin),
+                Change::None
+            );
+            assert_eq!(claims.displace(&ip), [node]);
+            assert_eq!(claims.holder(&ip), None);
+        }
     }
 }

@@ -1,9 +1,14 @@
 //! Bytes to the typed part of an entry, with the checks that need no other entry.
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
-use super::{NodeView, Record};
+use super::{
+    NodeView,
+    member::{IpKey, Node, Record},
+};
 use crate::{
-    keyspace::{self, IpRecord, Kind, NodeRecord, ServiceRecord},
+    keyspace::{
+        self, EndpointSlice, IpRecord, Kind, NodeRecord, ServiceExportRecord, ServiceRecord,
+    },
     limits::VALUE_BYTES_MAX,
     types::{ClusterId, ClusterName, MaxClusters},
 };
@@ -17,10 +22,16 @@ pub(super) struct Author<'a> {
     pub(super) own: bool,
 }
 
-/// A decoded entry. `node` is set for nodes only: their read side holds more than enforcement needs.
-pub(super) struct Decoded {
-    pub(super) record: Record,
-    pub(super) node: Option<NodeView>,
+/// A decoded entry.
+pub(super) enum Decoded {
+    /// To be in force. `node` is set for nodes only: their read side holds more than enforcement
+    /// needs.
+    Record {
+        record: Record,
+        node: Option<NodeView>,
+    },
+    /// A service that its cluster does not share: the same as none, but the cache has it.
+    Unshared,
 }
 
 /// Why an entry is not taken in.
@@ -30,8 +41,16 @@ pub(super) enum Rejection {
     Record(#[from] keyspace::Rejection),
     #[error("address belongs to the own cluster")]
     AddressOfOwnCluster,
-    #[error("prefix is too wide to be claimed by a peer")]
+    #[error("address belongs to the cluster with id {0}, which had it first")]
+    AddressOfOtherPeer(ClusterId),
+    #[error("address is not in the allowed-cidrs of the peer's file")]
+    AddressNotAllowed,
+    #[error("prefix is too wide for a peer without allowed-cidrs in its file")]
     PrefixTooWide,
+    #[error("peer has {0} keys, which is all that it may have")]
+    TooManyKeys(usize),
+    #[error("peer may have {0} bytes of keys and values, and this is more")]
+    TooManyBytes(usize),
 }
 
 impl Rejection {
@@ -40,7 +59,11 @@ impl Rejection {
         match self {
             Self::Record(rejection) => rejection.reason(),
             Self::AddressOfOwnCluster => "address-of-own-cluster",
+            Self::AddressOfOtherPeer(_) => "address-of-other-peer",
+            Self::AddressNotAllowed => "address-not-allowed",
             Self::PrefixTooWide => "prefix-too-wide",
+            Self::TooManyKeys(_) => "too-many-keys",
+            Self::TooManyBytes(_) => "too-many-bytes",
         }
     }
 
@@ -51,7 +74,7 @@ impl Rejection {
     }
 }
 
-/// Decodes and checks one value.
+/// Decodes one value and checks what needs no other entry.
 pub(super) fn decode(
     author: &Author<'_>,
     kind: Kind,
@@ -61,20 +84,19 @@ pub(super) fn decode(
     if value.len() > VALUE_BYTES_MAX {
         return Err(keyspace::Rejection::Oversize.into());
     }
-    let plain = |record| Ok(Decoded { record, node: None });
+    let plain = |record| Ok(Decoded::Record { record, node: None });
     match kind {
         Kind::Nodes => {
             let node = NodeRecord::decode(value)?;
             node.check(suffix, author.name, author.id)?;
             let source = if author.own { "local" } else { "clustermesh" };
-            let record = Record::Node {
+            let record = Record::Node(Arc::new(Node {
+                number: 0,
                 addresses: addresses(&node),
                 cidrs: cidrs(&node),
-            };
-            Ok(Decoded {
-                record,
-                node: Some(view(&node, source)),
-            })
+            }));
+            let node = Some(view(&node, source));
+            Ok(Decoded::Record { record, node })
         }
         Kind::Identities => {
             let (id, labels) =
@@ -88,13 +110,26 @@ pub(super) fn decode(
             let ip = IpRecord::decode(value)?;
             let prefix = ip.prefix(suffix)?;
             let identity = ip.identity(author.id, author.max)?;
-            plain(Record::Ip { prefix, identity })
+            let masked = ip.mask.0.is_some();
+            let key = IpKey { prefix, masked };
+            plain(Record::Ip { key, identity })
         }
         Kind::Services => {
-            ServiceRecord::decode(value)?.check(suffix, author.name, author.id)?;
-            plain(Record::Service)
+            let service = ServiceRecord::decode(value)?;
+            service.check(suffix, author.name, author.id)?;
+            if !service.shared {
+                return Ok(Decoded::Unshared);
+            }
+            plain(Record::Named(kind))
         }
-        Kind::ServiceExports | Kind::EndpointSlices => plain(Record::Inert),
+        Kind::ServiceExports => {
+            ServiceExportRecord::decode(value)?.check(suffix, author.name)?;
+            plain(Record::Named(kind))
+        }
+        Kind::EndpointSlices => {
+            EndpointSlice::decode(value)?.check(suffix, author.name, author.id)?;
+            plain(Record::Named(kind))
+        }
     }
 }
 

@@ -148,7 +148,9 @@ fn lost_removed_still_sweeps_its_cluster() {
     let mut street = Street::new();
     street.put("west", 2, 9);
     street.overrun();
-    street.mesh.removed(&name("west"));
+    street
+        .mesh
+        .removed(&name("west"), std::time::Instant::now());
     street.mesh.connected(&name("north"), terms(3));
     street.put("north", 3, 5);
     let (changes, status) = street.overrun();
