@@ -31,6 +31,22 @@ use crate::{
 };
 
 mod machine;
+/// A bug that the simulation of peers plants and must find.
+#[cfg(test)]
+pub(crate) mod planted {
+    use std::cell::Cell;
+
+    thread_local!(static RESUME: Cell<bool> = const { Cell::new(false) });
+
+    /// On this thread, positions are good for every etcd cluster.
+    pub(crate) fn resume_across_cluster_ids(planted: bool) {
+        RESUME.set(planted);
+    }
+
+    pub(super) fn resumes_across_cluster_ids() -> bool {
+        RESUME.get()
+    }
+}
 
 /// Pause before a watch is opened again or a list is repeated on a good connection; the second
 /// value bounds its doubling.

@@ -33,6 +33,8 @@ mod pending;
 mod registry;
 mod route;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 /// What the mesh learns of one peer, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -155,6 +155,10 @@ impl Check<'_> {
             .iter()
             .filter_map(|entry| Some((self.machine.suffix(&entry.key)?, entry.revision)));
         let mut equal = cluster_id == Some(self.at.cluster_id);
+        #[cfg(test)]
+        if super::planted::resumes_across_cluster_ids() {
+            equal = true;
+        }
         for (suffix, revision) in suffixes {
             equal &= self.keys.get(&suffix) == Some(&revision);
             self.found += 1;

@@ -193,7 +193,7 @@ impl Site {
 
     pub(super) fn config(&mut self, text: Option<&str>) {
         let key = keyspace::cluster_config_key(&self.name);
-        self.config_gone = text.is_none_or(|text| text.starts_with('{') && text.ends_with('t'));
+        self.config_gone = text != Some(&*self.good_config());
         self.put_through(match text {
             Some(text) => Write::Put(key, text.to_owned()),
             None => Write::Delete(key),
@@ -207,7 +207,11 @@ impl Site {
 
     /// The store loses everything; its producer starts to write again, and is done at `finish`.
     pub(super) fn wipe(&mut self, same_id: bool) {
-        let id = if same_id { self.store.cluster_id() } else { lots_id(&self.lots) };
+        let id = if same_id {
+            self.store.cluster_id()
+        } else {
+            lots_id(&self.lots)
+        };
         self.begin(id);
     }
 
@@ -268,7 +272,11 @@ impl Site {
 
     /// The cluster gets another id, and with it a new store.
     pub(super) fn renumber(&mut self) {
-        self.id = if self.id == self.net { self.net + 10 } else { self.net };
+        self.id = if self.id == self.net {
+            self.net + 10
+        } else {
+            self.net
+        };
         let entries: Vec<Entry> = self.truth.keys().cloned().collect();
         entries.iter().for_each(|entry| self.die(entry));
         self.forbidden.clear();
@@ -288,7 +296,9 @@ impl Site {
     fn put_through(&mut self, write: Write) {
         let store = &self.store;
         let put = |key: &str, value: &str, lease| {
-            store.put(key.to_owned().into(), value.to_owned().into(), lease).unwrap();
+            store
+                .put(key.to_owned().into(), value.to_owned().into(), lease)
+                .unwrap();
         };
         match &write {
             Write::Put(key, value) => put(key, value, 0),
