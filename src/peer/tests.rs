@@ -1,1 +1,3 @@
+mod net;
+mod session;
 mod sim;

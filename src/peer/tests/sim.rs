@@ -9,11 +9,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -21,10 +20,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    net::Way,
-    site::{Entry, Site},
-};
+use self::site::{Entry, Site};
+use super::net::{Lots, Way, lock};
 use crate::{
     app::members,
     etcd::{Client, Event},
@@ -32,7 +29,7 @@ use crate::{
     keyspace::{ClusterConfig, KeyEvent, Kind, Layout},
     mesh::{Delta, Deltas, Mesh, Settings, View},
     peer::{
-        ConfigFile, Dial, MemberEvent, Options, Random, Timing,
+        ConfigFile, Dial, Layer, MemberEvent, Options, Random, Timing,
         actor::{self, Desired},
         link::Context,
         shared::Shared,
@@ -42,7 +39,6 @@ use crate::{
     types::{ClusterId, ClusterName, IpPrefix, MaxClusters},
 };
 
-mod net;
 mod site;
 
 /// Seeds of every run; each plays for some minutes of virtual time.
@@ -50,32 +46,6 @@ const SEEDS: u64 = 40;
 const STEPS: usize = 60;
 const SITES: usize = 4;
 const READERS: usize = 2;
-
-/// One source of chance for a whole world. Cheap to clone.
-#[derive(Clone)]
-struct Lots(Arc<Mutex<StdRng>>);
-
-impl Lots {
-    fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))))
-    }
-
-    fn below(&self, end: u64) -> u64 {
-        lock(&self.0).random_range(0..end.max(1))
-    }
-
-    fn index(&self, len: usize) -> usize {
-        lock(&self.0).random_range(0..len)
-    }
-
-    fn fraction(&self) -> f64 {
-        lock(&self.0).random()
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
@@ -286,11 +256,7 @@ impl World {
             // Its second endpoint is always dead.
             let dead = endpoint.port == 2;
             Box::pin(async move {
-                if dead {
-                    let way = Way::new(Lots::new(0));
-                    way.refuse(true);
-                    return way.dial(|| lock(&site).store()).await;
-                }
+                let way = if dead { Way::refusing() } else { way };
                 way.dial(|| lock(&site).store()).await
             })
         });
@@ -338,7 +304,7 @@ impl World {
         let mut statuses = reader.shared.statuses(&reader.options).into_iter();
         match statuses.find(|status| status.name == name) {
             Some(status) if status.ready => State::Synced,
-            Some(status) if status.layer == Some(super::super::Layer::ClusterConfig) => {
+            Some(status) if status.layer == Some(Layer::ClusterConfig) => {
                 if status.connected {
                     State::Unaccepted
                 } else {
@@ -377,7 +343,7 @@ impl World {
             if self.lots.below(8) == 0 {
                 session.way.heal();
             }
-            if matches!(*session.desired.borrow(), Desired::Removed) && self.lots.below(4) == 0 {
+            if matches!(*session.desired.borrow(), Desired::Removed) && self.lots.below(12) == 0 {
                 session.desired.send_replace(running(session.versions));
             }
         }

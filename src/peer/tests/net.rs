@@ -1,24 +1,56 @@
 //! The way between a reader and a site: it delays, freezes, refuses and breaks connections.
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures::stream;
 use http_body_util::{BodyExt as _, StreamBody};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, codegen::http};
 use tower::{BoxError, ServiceExt as _, util::BoxCloneSyncService};
 
-use super::Lots;
 use crate::{
     etcd::{Client, Error},
     serve,
     store::Store,
 };
 
+/// One source of chance for a whole world. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Lots(Arc<Mutex<StdRng>>);
+
+impl Lots {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))))
+    }
+
+    pub(super) fn below(&self, end: u64) -> u64 {
+        lock(&self.0).random_range(0..end.max(1))
+    }
+
+    pub(super) fn index(&self, len: usize) -> usize {
+        lock(&self.0).random_range(0..len)
+    }
+
+    pub(super) fn fraction(&self) -> f64 {
+        lock(&self.0).random()
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Cheap to clone; clones are the same way.
 #[derive(Clone)]
 pub(super) struct Way {
     state: Arc<watch::Sender<State>>,
+    /// Answers calls in the place of whoever was dialled.
+    other: Arc<Mutex<Option<Store>>>,
     lots: Lots,
 }
 
@@ -36,8 +68,16 @@ impl Way {
     pub(super) fn new(lots: Lots) -> Self {
         Self {
             state: Arc::new(watch::channel(State::default()).0),
+            other: Arc::default(),
             lots,
         }
+    }
+
+    /// A way that leads nowhere.
+    pub(super) fn refusing() -> Self {
+        let way = Self::new(Lots::new(0));
+        way.refuse(true);
+        way
     }
 
     pub(super) fn cut(&self) {
@@ -54,6 +94,11 @@ impl Way {
 
     pub(super) fn slow(&self, delay: u64) {
         self.state.send_modify(|state| state.delay = delay);
+    }
+
+    /// From now on another store answers, on the connections that there are.
+    pub(super) fn divert(&self, other: Option<Store>) {
+        *lock(&self.other) = other;
     }
 
     pub(super) fn heal(&self) {
@@ -99,7 +144,10 @@ impl Way {
         }
         let inner = serve::in_process(store(), CancellationToken::new());
         let service = tower::service_fn(move |request: http::Request<Body>| {
-            let (way, inner) = (self.clone(), inner.clone());
+            let (way, mut inner) = (self.clone(), inner.clone());
+            if let Some(other) = lock(&way.other).clone() {
+                inner = serve::in_process(other, CancellationToken::new());
+            }
             Box::pin(async move {
                 way.pass(cuts).await?;
                 let response = tokio::select! {
