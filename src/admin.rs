@@ -43,8 +43,8 @@ pub struct State {
     pub node_name: String,
     /// State of all clusters.
     pub view: View,
-    /// The cluster store, for backups.
-    pub store: Store,
+    /// The cluster store, for backups; `None` if it is an etcd elsewhere.
+    pub store: Option<Store>,
     /// The sessions, one per configured peer; any order.
     pub peers: Arc<dyn Fn() -> Vec<PeerStatus> + Send + Sync>,
     /// The workloads of this node; any order.

@@ -5,7 +5,6 @@
 //! that is complete does the own cluster join the mesh, so that nothing known is swept early.
 use std::{
     net::SocketAddr,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -91,10 +90,10 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let local = bind_local(&config).await?;
 
     let (policy, policy_error) = export_policy(tasks, &config).context("start the export")?;
-    let journal = open_store(tasks, config.state_dir.join("store")).await?;
-    let health = journal.health();
+    let journal = engine::open(tasks, &config).await?;
+    let health = journal.as_ref().map(Journal::health);
     let keyspaces = serve::Keyspaces {
-        cluster: journal.into(),
+        cluster: journal.map(Into::into),
         export: Views::new(&policy.borrow(), new_store),
         cache: new_store(),
     };
@@ -185,7 +184,8 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         datapath::reconciled(status, own, written, cancel),
     );
 
-    let store = engine::connector(&config.kvstore, &keyspaces.cluster, tasks.token());
+    let embedded = keyspaces.cluster.as_ref();
+    let store = engine::connector(&config.kvstore, embedded, tasks.token())?;
     let candidate = importer::Candidate::new(&config, store, view.clone());
     let registry = spawn_peers(tasks, &config, &server_tls, &join, candidate.route());
     let cancel = tasks.token();
@@ -203,7 +203,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         max_clusters: config.max_clusters,
         node_name: config.node_name.clone(),
         view,
-        store: keyspaces.cluster.store().clone(),
+        store: keyspaces.cluster.as_ref().map(|w| w.store().clone()),
         peers: Arc::new(move || statuses.statuses()),
         endpoints: endpoints_view,
         drops: handle.events.clone(),
@@ -275,23 +275,6 @@ async fn bind_local(config: &Config) -> anyhow::Result<Option<serve::LocalListen
     }
 }
 
-/// Opens the cluster store. It must be served at once: its leases live from now on.
-async fn open_store(tasks: &Tasks, directory: PathBuf) -> anyhow::Result<Journal> {
-    let path = directory.clone();
-    let open = move || journal::open(&path, STORE_HISTORY_EVENTS_MAX, Instant::now());
-    let (journal, runner) = tokio::task::spawn_blocking(open)
-        .await
-        .context("open the cluster store")?
-        .with_context(|| format!("open the cluster store in {}", directory.display()))?;
-    tasks
-        .spawn_thread("journal", move |cancel| {
-            runner.run(&cancel);
-            Ok(())
-        })
-        .context("start the thread of the cluster store")?;
-    Ok(journal)
-}
-
 /// Revisions mean something only together with the store's id, so each start has a new one.
 fn new_store() -> Store {
     let cluster_id = rand::random::<u64>() | 1;
@@ -349,8 +332,8 @@ fn export_policy(
 }
 
 fn spawn_expiry(tasks: &Tasks, keyspaces: &serve::Keyspaces) {
-    let writers = [keyspaces.cluster.clone(), keyspaces.cache.clone().into()];
-    for writer in writers {
+    let cache = keyspaces.cache.clone().into();
+    for writer in keyspaces.cluster.iter().cloned().chain([cache]) {
         let cancel = tasks.token();
         tasks.spawn("lease-expiry", async move {
             serve::store_expiry(writer, cancel).await;
@@ -377,7 +360,8 @@ async fn spawn_source(
         state_dir: config.state_dir.clone(),
     };
     let clock = telemetry::now_utc;
-    let connector = engine::connector(&config.kvstore, &keyspaces.cluster, tasks.token());
+    let embedded = keyspaces.cluster.as_ref();
+    let connector = engine::connector(&config.kvstore, embedded, tasks.token())?;
     let publisher = Publisher::open(options.clone(), connector.clone(), clock)
         .await
         .context("publish")?;
@@ -531,10 +515,12 @@ fn spawn_members_known(
 fn standing_errors(
     source: &SourceStatus,
     policy: &Option<PolicyStatus>,
-    store: &watch::Receiver<Option<journal::Error>>,
+    store: &Option<watch::Receiver<Option<journal::Error>>>,
 ) -> Vec<String> {
     let mut errors = Vec::new();
-    errors.extend(store.borrow().as_ref().map(ToString::to_string));
+    if let Some(store) = store {
+        errors.extend(store.borrow().as_ref().map(ToString::to_string));
+    }
     if let Some(source) = source {
         let status = source.borrow();
         errors.extend(

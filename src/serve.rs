@@ -44,8 +44,9 @@ mod wire;
 /// The stores that are served, by who reads them.
 #[derive(Debug, Clone)]
 pub struct Keyspaces {
-    /// Read and written by this cluster's nodes (`admin-<C>`).
-    pub cluster: Writer,
+    /// Read and written by this cluster's nodes (`admin-<C>`). `None` if they share an etcd: then
+    /// this node has no such store, and refuses the calls that are for it.
+    pub cluster: Option<Writer>,
     /// Read by peers (`remote`, `remote-<peer>`), each its view.
     pub export: Views,
     /// Read by this cluster's agents (`local-<C>`).
@@ -126,8 +127,7 @@ impl Server {
         let accept = |stream| async move {
             Ok::<_, std::convert::Infallible>((stream, local::NAME.to_owned()))
         };
-        let access =
-            |_: &str| Access::full(self.keyspaces.cluster.clone(), self.limits, cancel.clone());
+        let access = |_: &str| Access::admin(&self.keyspaces, self.limits, cancel.clone());
         self.serve(&listener, accept, access, &cancel).await
     }
 

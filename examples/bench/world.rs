@@ -198,10 +198,10 @@ pub(crate) async fn serve(certs: &Path, addresses: u32, directory: Option<&Path>
     }
     let cancel = CancellationToken::new();
     let keyspaces = Keyspaces {
-        cluster: match directory {
+        cluster: Some(match directory {
             Some(directory) => open_durable(directory, cancel.clone())?,
             None => new_store().into(),
-        },
+        }),
         export: Views::new(&ExportPolicy::default(), new_store),
         cache: new_store(),
     };

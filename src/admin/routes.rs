@@ -25,6 +25,10 @@ use crate::{
 
 /// Pieces of a backup that wait for its reader, each about `limits::SNAPSHOT_CHUNK_BYTES`.
 const BACKUP_CHUNKS: usize = 4;
+/// Why there is no backup of an agent with an external cluster store.
+const NO_STORE: &str = "this agent has no cluster store of its own, as it runs with --kvstore=etcd; \
+    back up the etcd that its etcd.config names (`etcdctl snapshot save`, or `tombolo store backup` \
+    on the node that is named there)";
 
 type Shared = Extract<Arc<State>>;
 
@@ -118,8 +122,10 @@ fn monitor(state: &State, token: CancellationToken) -> Response {
 
 /// The cluster store in one piece. Whoever reads it checks that its end came.
 fn backup(state: &State, token: CancellationToken) -> Response {
+    let Some(store) = state.store.clone() else {
+        return (StatusCode::CONFLICT, NO_STORE).into_response();
+    };
     let (sender, receiver) = mpsc::channel(BACKUP_CHUNKS);
-    let store = state.store.clone();
     tokio::task::spawn_blocking(move || {
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         let mut emit = |chunk: &[u8]| {

@@ -33,30 +33,18 @@ impl Client {
 
     /// The whole body, whatever the status.
     pub(super) async fn text(&self, route: &'static str) -> Result<(StatusCode, String), Error> {
-        let answer = self.get(route).await?;
-        let body = answer
-            .body
-            .collect()
-            .await
-            .map_err(|source| Error::Request { route, source })?;
-        Ok((
-            answer.status,
-            String::from_utf8_lossy(&body.to_bytes()).into_owned(),
-        ))
+        self.get(route).await?.text().await
     }
 
     pub(super) async fn json<T: serde::de::DeserializeOwned>(
         &self,
         route: &'static str,
     ) -> Result<T, Error> {
-        let (status, body) = self.text(route).await?;
-        if status != StatusCode::OK {
-            return Err(Error::Refused {
-                route,
-                status,
-                body,
-            });
+        let answer = self.get(route).await?;
+        if answer.status != StatusCode::OK {
+            return Err(answer.refused().await?);
         }
+        let (_, body) = answer.text().await?;
         serde_json::from_str(&body).map_err(|source| Error::Decode { route, source })
     }
 
@@ -67,13 +55,8 @@ impl Client {
         out: &mut impl std::io::Write,
     ) -> Result<(), Error> {
         let mut answer = self.get(route).await?;
-        let status = answer.status;
-        if status != StatusCode::OK {
-            return Err(Error::Refused {
-                route,
-                status,
-                body: String::new(),
-            });
+        if answer.status != StatusCode::OK {
+            return Err(answer.refused().await?);
         }
         while let Some(frame) = answer.body.frame().await {
             let frame = frame.map_err(|source| Error::Request { route, source })?;
@@ -86,13 +69,8 @@ impl Client {
 
     pub(super) async fn lines(&self, route: &'static str) -> Result<Lines, Error> {
         let answer = self.get(route).await?;
-        let status = answer.status;
-        if status != StatusCode::OK {
-            return Err(Error::Refused {
-                route,
-                status,
-                body: String::new(),
-            });
+        if answer.status != StatusCode::OK {
+            return Err(answer.refused().await?);
         }
         Ok(Lines {
             answer,
@@ -126,6 +104,28 @@ impl Client {
             status,
             body: response.into_body(),
             _connection: tasks,
+        })
+    }
+}
+
+impl Answer {
+    /// Its body, whatever the status.
+    async fn text(self) -> Result<(StatusCode, String), Error> {
+        let route = self.route;
+        let body = self.body.collect().await;
+        let body = body.map_err(|source| Error::Request { route, source })?;
+        let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+        Ok((self.status, text))
+    }
+
+    /// What the agent said instead of doing it.
+    async fn refused(self) -> Result<Error, Error> {
+        let route = self.route;
+        let (status, body) = self.text().await?;
+        Ok(Error::Refused {
+            route,
+            status,
+            body,
         })
     }
 }

@@ -217,7 +217,7 @@ fn state(readiness: Readiness) -> (State, Senders) {
         max_clusters: MaxClusters::C255,
         node_name: "node1".to_owned(),
         view: view(),
-        store: store(),
+        store: Some(store()),
         peers: Arc::new(peers),
         endpoints: endpoints_rx,
         drops: broadcast::channel(4).0,

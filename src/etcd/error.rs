@@ -99,7 +99,8 @@ pub enum Error {
         /// Why, and where in it.
         reason: String,
     },
-    /// The store would lose with its process what we write.
+    /// The store would lose with its process what we write. An agent's cluster store never does; one
+    /// that another program serves from memory says so in its status.
     #[error("use {address} as cluster store: it keeps its keys in memory only; name a durable one")]
     NotDurable {
         /// Host and port.

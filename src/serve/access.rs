@@ -28,6 +28,8 @@ pub(super) struct Access {
 enum Grants {
     All,
     Read(Vec<KeyRange>),
+    /// The store that they are for is not here, see [`Access::refusal`].
+    Elsewhere,
 }
 
 impl Access {
@@ -40,6 +42,17 @@ impl Access {
             ended: CancellationToken::new(),
             limits,
             grants: Grants::All,
+        }
+    }
+
+    /// Everything on the cluster store, if this node has one.
+    pub(super) fn admin(keyspaces: &Keyspaces, limits: Limits, cancel: CancellationToken) -> Self {
+        match &keyspaces.cluster {
+            Some(writer) => Self::full(writer.clone(), limits, cancel),
+            None => Self {
+                grants: Grants::Elsewhere,
+                ..Self::full(keyspaces.cache.clone().into(), limits, cancel)
+            },
         }
     }
 
@@ -67,30 +80,35 @@ impl Access {
                 ..Self::full(store.into(), limits, cancel)
             };
         }
-        let (writer, grants) = if is_own("admin-") {
-            (keyspaces.cluster.clone(), Grants::All)
-        } else if is_own("local-") {
-            let prefixes = [
+        if is_own("admin-") {
+            return Self::admin(keyspaces, limits, cancel);
+        }
+        let prefixes: &[&str] = if is_own("local-") {
+            &[
                 "cilium/.heartbeat",
                 "cilium/cache/",
                 "cilium/cluster-config/",
                 "cilium/synced/",
-            ];
-            let ranges = prefixes.map(|p| KeyRange::prefix(p.as_bytes()));
-            (keyspaces.cache.clone().into(), Grants::Read(ranges.into()))
+            ]
         } else {
-            (keyspaces.cache.clone().into(), Grants::Read(Vec::new()))
+            &[]
         };
+        let ranges = prefixes.iter().map(|p| KeyRange::prefix(p.as_bytes()));
         Self {
-            grants,
-            ..Self::full(writer, limits, cancel)
+            grants: Grants::Read(ranges.collect()),
+            ..Self::full(keyspaces.cache.clone().into(), limits, cancel)
         }
+    }
+
+    /// Why this client is refused whatever it asks for.
+    pub(super) fn refusal(&self) -> Option<Status> {
+        matches!(self.grants, Grants::Elsewhere).then(refusal::store_elsewhere)
     }
 
     /// True if the certificate has a role at all; what needs no key needs at least that.
     pub(super) fn has_role(&self) -> bool {
         match &self.grants {
-            Grants::All => true,
+            Grants::All | Grants::Elsewhere => true,
             Grants::Read(ranges) => !ranges.is_empty(),
         }
     }
@@ -98,6 +116,7 @@ impl Access {
     pub(super) fn may_read(&self, range: &KeyRange) -> bool {
         match &self.grants {
             Grants::All => true,
+            Grants::Elsewhere => false,
             Grants::Read(grants) => grants.iter().any(|grant| grant.covers(range)),
         }
     }
@@ -179,7 +198,7 @@ mod tests {
 
     fn access(cn: &str) -> (Access, Keyspaces) {
         let keyspaces = Keyspaces {
-            cluster: store(1).into(),
+            cluster: Some(store(1).into()),
             export: Views::new(&ExportPolicy::default(), || store(2)),
             cache: store(3),
         };

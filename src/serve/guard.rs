@@ -124,6 +124,9 @@ where
             (Err(status), _) | (_, Err(status)) => return refused(&status),
         };
         shared.metrics.request();
+        if let Some(refusal) = access.refusal() {
+            return refused(&refusal);
+        }
         request.extensions_mut().insert(access);
         let answer = self.0.call(request);
         let answer = async move {

@@ -19,6 +19,15 @@ pub(super) fn too_large(limits: &Limits) -> Status {
     naming_limit(Status::invalid_argument(text), &limit)
 }
 
+/// For those whom this node's certificate check takes for the cluster's nodes, or the host's root.
+/// The code is the one with which an etcd member refuses what another one must do.
+pub(super) fn store_elsewhere() -> Status {
+    Status::failed_precondition(
+        "etcdserver: this node has no cluster store, as its agent runs with --kvstore=etcd; \
+         ask the etcd that its etcd.config names",
+    )
+}
+
 fn naming_limit(mut status: Status, limit: &str) -> Status {
     tracing::debug!(limit, "request refused");
     if let Ok(limit) = limit.parse() {

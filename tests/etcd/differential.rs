@@ -115,7 +115,7 @@ async fn compare_with(release: Release) {
     let etcd = etcd(release);
     let face = Face::start_limited("admin-west", limits()).await;
     let expiry = tokio::spawn(tombolo::serve::store_expiry(
-        face.keyspaces.cluster.clone(),
+        face.cluster().clone(),
         face.cancel.clone(),
     ));
     let mut servers = [

@@ -1,169 +1,23 @@
 //! A real agent whose process or disk fails under load; what it answered must be there afterwards.
-//! Each agent has a mount namespace with a BPF file system of its own, so these need root.
 use std::{
     fs,
     io::Write as _,
-    net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    process::Command,
     time::Duration,
 };
 
 use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, Txn, TxnOp};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    net::{TcpStream, UnixStream},
-    task::JoinSet,
-};
-use tombolo::{
-    test_support::process,
-    tls::{ClientOptions, ClientTls},
+use tokio::task::JoinSet;
+use tombolo::test_support::process;
+
+use super::{
+    site::{LIMIT, Site, TOMBOLO, is_root},
+    within,
 };
 
-use super::within;
-
-const TOMBOLO: &str = env!("CARGO_BIN_EXE_tombolo");
-const LIMIT: Duration = Duration::from_secs(20);
 /// Clients that write at once.
 const WRITERS: usize = 8;
-
-/// False, with a loud word, without root; CI promises it.
-fn is_root() -> bool {
-    let root = fs::metadata("/proc/self").is_ok_and(|meta| {
-        use std::os::unix::fs::MetadataExt as _;
-        meta.uid() == 0
-    });
-    assert!(root || std::env::var_os("CI").is_none(), "CI must be root");
-    if !root {
-        eprintln!("SKIPPED: an agent needs root");
-    }
-    root
-}
-
-/// What outlives an agent: its directories and certificates.
-struct Site {
-    dir: tempfile::TempDir,
-    state: PathBuf,
-    port: u16,
-}
-
-struct Agent {
-    child: Child,
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // Both fail only if it ended already.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-impl Site {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let state = dir.path().join("state");
-        for name in ["bpf", "peers", "state"] {
-            fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        let mut certs = Command::new(TOMBOLO);
-        certs.args(["certs", "init", "--cluster-name", "west", "--dir"]);
-        process::run_ok(certs.arg(dir.path().join("certs")), LIMIT).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        Self { dir, state, port }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "--propagation", "private", "--", "sh", "-euc"])
-            .arg("mount -t bpf bpf \"$0\"; exec \"$@\"")
-            .arg(self.path("bpf"))
-            .args([TOMBOLO, "agent", "--cluster-name", "west"])
-            .args(["--cluster-id", "12", "--node-name", "n1"])
-            .args(["--health-port", "off", "--prometheus-serve-addr", "off"])
-            .args(["--listen", &format!("127.0.0.1:{}", self.port)]);
-        for (flag, path) in [
-            ("--state-dir", self.state.clone()),
-            ("--bpf-root", self.path("bpf")),
-            ("--clustermesh-config", self.path("peers")),
-            ("--socket-path", self.path("sock")),
-            ("--tls-cert-file", self.path("certs/server.crt")),
-            ("--tls-key-file", self.path("certs/server.key")),
-            ("--tls-ca-file", self.path("certs/ca.crt")),
-        ] {
-            command.arg(flag).arg(path);
-        }
-        command
-    }
-
-    fn start(&self) -> Agent {
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.path("log"))
-            .unwrap();
-        let mut command = self.command();
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        Agent {
-            child: command.spawn().unwrap(),
-        }
-    }
-
-    /// Waits until the agent answers.
-    async fn client(&self) -> Client {
-        let deadline = tokio::time::Instant::now() + LIMIT;
-        loop {
-            match self.connect().await {
-                Ok(client) => return client,
-                Err(error) if tokio::time::Instant::now() > deadline => {
-                    let log = fs::read_to_string(self.path("log")).unwrap_or_default();
-                    panic!("the agent does not answer: {error}\n{log}");
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    }
-
-    async fn connect(&self) -> Result<Client, Box<dyn std::error::Error>> {
-        let tcp = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        tcp.set_nodelay(true)?;
-        let tls = ClientTls::new(ClientOptions {
-            ca: Some(self.path("certs/ca.crt")),
-            identity: Some((self.path("certs/admin.crt"), self.path("certs/admin.key"))),
-            ..ClientOptions::default()
-        });
-        let stream = tls.connect(tcp, "127.0.0.1").await?;
-        let once = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
-        let connector = tower::service_fn(move |_| {
-            let taken = once.lock().unwrap().take();
-            async move { taken.ok_or_else(|| std::io::Error::other("connected once already")) }
-        });
-        let endpoint = format!("http://127.0.0.1:{}", self.port);
-        let channel = tonic::transport::Endpoint::from_shared(endpoint)?
-            .connect_with_connector(connector)
-            .await?;
-        let channel = etcd_client::Channel::Tonic(channel);
-        Ok(Client::from_channel(channel, None).await?)
-    }
-
-    fn log_files(&self) -> Vec<PathBuf> {
-        let files = fs::read_dir(self.state.join("store")).unwrap();
-        let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
-        files.retain(|path| path.to_string_lossy().contains("/log-"));
-        files.sort();
-        files
-    }
-}
 
 /// Writes `n` to both keys of a pair in one transaction, if the first has the `n - 1` before.
 fn step(writer: usize, n: i64) -> Txn {
@@ -233,8 +87,7 @@ async fn an_agent_killed_under_load_keeps_what_it_answered() {
         }
         let pause = rand::random_range(20..250);
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        agent.child.kill().unwrap();
-        agent.child.wait().unwrap();
+        agent.kill();
         while let Some(done) = within(load.join_next()).await {
             let (writer, done) = done.unwrap();
             reached[writer] = done;
@@ -260,8 +113,7 @@ async fn leases_have_all_their_time_again_after_a_kill() {
     tokio::time::sleep(Duration::from_millis(2_100)).await;
     let left = client.lease_time_to_live(lease, None).await.unwrap();
     assert!(left.ttl() <= 27, "{left:?}");
-    agent.child.kill().unwrap();
-    agent.child.wait().unwrap();
+    agent.kill();
 
     let _agent = site.start();
     let mut client = site.client().await;
@@ -331,8 +183,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
 
     fs::remove_file(&filler).unwrap();
     client.put("k", value.clone(), None).await.unwrap();
-    agent.child.kill().unwrap();
-    agent.child.wait().unwrap();
+    agent.kill();
     let _agent = site.start();
     let count = site
         .client()
@@ -342,6 +193,15 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
         .unwrap()
         .count();
     assert_eq!(count, acknowledged + 1);
+}
+
+/// The log's segments, oldest first.
+fn log_files(site: &Site) -> Vec<PathBuf> {
+    let files = fs::read_dir(site.state.join("store")).unwrap();
+    let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.to_string_lossy().contains("/log-"));
+    files.sort();
+    files
 }
 
 #[tokio::test]
@@ -358,23 +218,15 @@ async fn damage_stops_the_start_and_a_backup_ends_it() {
     let header = client.put("k", "v", None).await.unwrap();
     let header = header.header().unwrap().clone();
     let backup = site.path("backup");
-    // The admin socket is the last thing that a start opens.
-    let opened = async {
-        while UnixStream::connect(site.path("sock")).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, opened).await.unwrap();
-    let mut command = Command::new(TOMBOLO);
-    command.arg("--socket-path").arg(site.path("sock"));
-    command.args(["store", "backup"]).arg(&backup);
+    site.started().await;
+    let mut command = site.verb(&["store", "backup"]);
+    command.arg(&backup);
     let said = process::run_ok(&mut command, LIMIT).unwrap();
     assert!(said.starts_with("Saved revision "), "{said}");
-    agent.child.kill().unwrap();
-    agent.child.wait().unwrap();
+    agent.kill();
 
     // In the middle of what was written: others follow.
-    let file = site.log_files().remove(0);
+    let file = log_files(&site).remove(0);
     let mut bytes = fs::read(&file).unwrap();
     let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     bytes[used / 2] ^= 0x10;

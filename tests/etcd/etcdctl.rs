@@ -278,7 +278,7 @@ async fn leases_are_kept_alive_and_take_their_keys_along() {
             continue;
         }
         let face = Face::start("admin-west").await;
-        let store = face.keyspaces.cluster.store();
+        let store = face.cluster();
         let mut client = face.client().await;
         let lease = client.lease_grant(300, None).await.unwrap().id();
         let hex = format!("{lease:x}");

@@ -9,6 +9,7 @@
 mod access_pattern;
 mod differential;
 mod durable;
+mod elsewhere;
 mod engine;
 mod etcdctl;
 mod linearizable;
@@ -16,6 +17,7 @@ mod mtls;
 mod peer;
 mod real;
 mod resume;
+mod site;
 mod store_face;
 mod tls;
 mod tls_limits;
@@ -98,7 +100,7 @@ impl Face {
         spawn: impl FnOnce(Keyspaces, CancellationToken) -> JoinHandle<Result<(), serve::Error>>,
     ) -> Self {
         let keyspaces = Keyspaces {
-            cluster: store(11).into(),
+            cluster: Some(store(11).into()),
             export,
             cache: store(13),
         };
@@ -110,6 +112,12 @@ impl Face {
             cancel,
             served,
         }
+    }
+
+    /// What this cluster's nodes read and write.
+    fn cluster(&self) -> &Store {
+        let cluster = self.keyspaces.cluster.as_ref();
+        cluster.expect("tests without one do not ask").store()
     }
 
     /// What peers read.

@@ -136,7 +136,7 @@ async fn each_common_name_sees_its_own_store() {
     let (face, handshakes) = start(dir.path()).await;
     let stores = &face.keyspaces;
     for (store, value) in [
-        (stores.cluster.store(), "cluster"),
+        (face.cluster(), "cluster"),
         (&face.export(), "export"),
         (&stores.cache, "cache"),
     ] {
@@ -306,7 +306,7 @@ async fn everyone_else_is_refused_with_certificates_of_our_making() {
     let stores = &face.keyspaces;
     face.export().put(key.into(), "old".into(), 0).unwrap();
     let export = face.export();
-    let revisions = || [stores.cluster.store(), &export, &stores.cache].map(|s| s.revision());
+    let revisions = || [face.cluster(), &export, &stores.cache].map(|s| s.revision());
     let before = revisions();
 
     let state: &[&str] = &["get", "--prefix", "cilium/state/"];

@@ -186,7 +186,7 @@ async fn leases_grant_renew_and_revoke() {
 #[tokio::test]
 async fn expired_leases_delete_keys() {
     let face = Face::start("admin-west").await;
-    let expiry = serve::store_expiry(face.keyspaces.cluster.clone(), face.cancel.clone());
+    let expiry = serve::store_expiry(face.cluster().clone(), face.cancel.clone());
     let expiry = tokio::spawn(expiry);
     let mut client = face.client().await;
     let lease = client.lease_grant(1, None).await.unwrap();

@@ -222,14 +222,14 @@ async fn requests_of_a_client_are_limited_over_all_its_connections() {
 async fn request_messages_are_limited_in_etcds_words() {
     let plain = Plain::start(limits(), |_| "admin-west".to_owned()).await;
     let mut client = client_over(plain.connect(A).await).await.unwrap();
-    let before = plain.face.keyspaces.cluster.store().revision();
+    let before = plain.face.cluster().revision();
     let why = refusal(within(client.put("x", vec![0; 3 << 20], None)).await);
     assert_eq!(
         why,
         "grpc: received message larger than max (3145736 vs. 2097152)"
     );
     assert_eq!(plain.hits(), hit("request_bytes", 1));
-    assert_eq!(plain.face.keyspaces.cluster.store().revision(), before);
+    assert_eq!(plain.face.cluster().revision(), before);
     plain.face.stop().await;
 }
 

@@ -36,7 +36,7 @@ async fn a_private_socket_gives_full_rights_on_the_cluster_store() {
     let stream = UnixStream::connect(&path).await.unwrap();
     let mut client = client_over(stream).await.unwrap();
     client.put("cilium/state/x", "1", None).await.unwrap();
-    let store = face.keyspaces.cluster.store();
+    let store = face.cluster();
     assert_eq!(store.revision(), 2, "written to the cluster store");
 
     if etcdctl::is_installed() {

@@ -81,10 +81,7 @@ async fn ten_reloads_under_a_live_watch_lose_no_event() {
     let mut stream = client.watch("k/", Some(options)).await.unwrap();
     within(stream.message()).await.unwrap();
 
-    let (store, stop) = (
-        face.face.keyspaces.cluster.store().clone(),
-        cancel.child_token(),
-    );
+    let (store, stop) = (face.face.cluster().clone(), cancel.child_token());
     let stopped = stop.clone();
     let writer = tokio::spawn(async move {
         let mut tick = tokio::time::interval(WRITE_EVERY);
@@ -97,7 +94,7 @@ async fn ten_reloads_under_a_live_watch_lose_no_event() {
         written
     });
 
-    let mut at_reload = vec![face.face.keyspaces.cluster.store().revision()];
+    let mut at_reload = vec![face.face.cluster().revision()];
     for reload in 1..=RELOADS {
         let new = own.server();
         if reload == BAD {
@@ -116,7 +113,7 @@ async fn ten_reloads_under_a_live_watch_lose_no_event() {
             mount(dir.path(), reload, &server, &own.pem);
         }
         until_served(&hello, &face, &server).await;
-        at_reload.push(face.face.keyspaces.cluster.store().revision());
+        at_reload.push(face.face.cluster().revision());
     }
     assert_eq!(
         tls.refused(),

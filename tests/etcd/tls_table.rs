@@ -264,7 +264,7 @@ async fn play(world: &World, act: Act) -> Outcome {
         address,
         metrics,
     } = TlsFace::start(&tls, serve::Limits::default()).await;
-    for store in [face.keyspaces.cluster.store(), &face.export()] {
+    for store in [face.cluster(), &face.export()] {
         store
             .put("cilium/.heartbeat".into(), "x".into(), 0)
             .unwrap();

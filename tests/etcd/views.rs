@@ -44,7 +44,7 @@ impl World {
         let views = Views::new(&policy, make);
         let face = Face::of(name, views.clone()).await;
         let (policy, receiver) = watch::channel(policy);
-        let cluster = face.keyspaces.cluster.store().clone();
+        let cluster = face.cluster().clone();
         let cancel = CancellationToken::new();
         let (own, token) = (cluster.clone(), cancel.clone());
         let connector = Connector::new(move || {

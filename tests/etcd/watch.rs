@@ -97,7 +97,7 @@ async fn a_watcher_that_does_not_read_delays_no_other_and_ends_when_history_does
         watch(&mut client, "a").await,
         watch(&mut face.client().await, "a").await,
     ];
-    let store = face.keyspaces.cluster.store().clone();
+    let store = face.cluster().clone();
     let (first, value) = (store.revision() + 1, vec![b'x'; VALUE_BYTES]);
     let mut seen = Vec::new();
     for step in 0..PUTS / STEP {
@@ -206,7 +206,7 @@ async fn four_watches(client: &mut etcd_client::Client, options: &WatchOptions) 
 async fn no_event_comes_after_the_progress_that_was_asked_for() {
     let face = Face::start("admin-west").await;
     let mut stream = four_watches(&mut face.client().await, &WatchOptions::new()).await;
-    let (stop, store) = (CancellationToken::new(), face.keyspaces.cluster.store());
+    let (stop, store) = (CancellationToken::new(), face.cluster());
     // A failed test must not wait for its writer.
     let _stopped = stop.clone().drop_guard();
     let mut claims = Claims::default();
@@ -240,7 +240,7 @@ async fn no_event_comes_after_the_progress_that_comes_by_itself() {
     let face = Face::start_limited("admin-west", limits).await;
     let notify = WatchOptions::new().with_progress_notify();
     let mut stream = four_watches(&mut face.client().await, &notify).await;
-    let (stop, store) = (CancellationToken::new(), face.keyspaces.cluster.store());
+    let (stop, store) = (CancellationToken::new(), face.cluster());
     // A failed test must not wait for its writer.
     let _stopped = stop.clone().drop_guard();
     let mut claims = Claims::default();
