@@ -39,6 +39,7 @@ use self::{
 mod cache;
 mod datapath;
 mod engine;
+mod files;
 mod importer;
 pub(crate) mod members;
 mod own;
@@ -53,6 +54,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// What could not be started, with its reason; or the first task that failed.
 pub fn run(config: Config) -> anyhow::Result<()> {
     telemetry::init(config.log_format, config.debug).context("set up logging")?;
+    files::raise_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

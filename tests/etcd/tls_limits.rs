@@ -1,5 +1,5 @@
 //! Each limit of a client is run into: the refusal has a name, is counted, and ends with its cause.
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, process::Command, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::StreamBody;
@@ -13,6 +13,7 @@ use tower::ServiceExt as _;
 
 use super::{
     Face,
+    site::{Site, is_root},
     tls::{Ca, Hello, TlsFace, channel_over, client_over, counts, write_server},
     within,
 };
@@ -259,4 +260,24 @@ async fn stalled_handshakes_of_one_address_do_not_stop_another() {
     // The first of them is given up in time.
     drop(within(stalled[0].read(&mut [0; 16])).await);
     face.face.stop().await;
+}
+
+/// As containers start with fewer than a thousand watchers need.
+#[tokio::test]
+async fn an_agent_opens_as_many_files_as_the_hard_limit_lets_it() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new();
+    let agent = site.command();
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=256:4096").arg(agent.get_program());
+    let agent = site.start_with(command.args(agent.get_args()));
+    within(site.client().await.get("x", None)).await.unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", agent.id())).unwrap();
+    let limit = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let words: Vec<_> = limit.unwrap().split_whitespace().collect();
+    assert_eq!(words[3..5], ["4096", "4096"], "{limits}");
 }
