@@ -1,14 +1,25 @@
 //! Clients that race each other over the wire see one order of events.
 //! Method: each call is recorded with the time it began and the time it was answered; the search of
 //! Wing and Gong then looks, key by key, for an order that respects both times and in which every
-//! answer is right. Keys are independent, so histories per key decide about the whole.
+//! answer is right. Keys are independent, so histories per key decide about the whole. That the search
+//! finds what a server gets wrong is shown by faults planted between the two.
 use std::{
     collections::HashSet,
-    sync::atomic::{AtomicU64, Ordering},
+    convert::Infallible,
+    path::Path,
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
-use etcd_client::{Compare, CompareOp, DeleteOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, ResponseHeader, Txn, TxnOp,
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::net::{TcpListener, TcpStream};
+use tombolo::{
+    journal,
+    serve::{Keyspaces, Limits, Server},
+};
 
 use super::Face;
 
@@ -17,7 +28,7 @@ const CLIENTS: u64 = 6;
 /// Calls of one client in one round; the search knows at most 64 of one key.
 const CALLS: usize = 30;
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
-const ROUNDS: u64 = 8;
+const ROUNDS: u64 = 16;
 
 /// The state of a key: its value, none if it is absent. Every write has a value of its own.
 type State = Option<u64>;
@@ -105,88 +116,198 @@ fn number(bytes: &[u8]) -> u64 {
     std::str::from_utf8(bytes).unwrap().parse().unwrap()
 }
 
-/// One call on one key.
-async fn call(
-    client: &mut etcd_client::Client,
-    key: &str,
-    value: u64,
-    random: &mut StdRng,
-    known: &mut State,
-) -> Call {
-    let text = value.to_string();
-    let call = match (random.random_range(0..10), *known) {
-        (0..4, _) => {
-            let got = client.get(key, None).await.unwrap();
-            let saw = got.kvs().first().map(|kv| number(kv.value()));
-            Call::Read { saw }
-        }
-        (4..6, Some(expected)) => {
-            let condition = Compare::value(key, CompareOp::Equal, expected.to_string());
-            let txn = Txn::new().when([condition]);
-            let txn = txn.and_then([TxnOp::put(key, text, None)]);
-            let done = client.txn(txn).await.unwrap().succeeded();
+/// What a server could get wrong, planted between it and the record of its answers. Each strikes one
+/// of ten calls that it can spoil.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// A read is answered from the state before the last write that anybody was told of.
+    StaleRead,
+    /// A put is answered before it is done.
+    EarlyAnswer,
+    /// A put is answered and never done.
+    LostWrite,
+    /// A swap says that it was done when it was not, or the reverse.
+    WrongBranch,
+}
+
+impl Fault {
+    const ALL: [Self; 4] = [
+        Self::StaleRead,
+        Self::EarlyAnswer,
+        Self::LostWrite,
+        Self::WrongBranch,
+    ];
+}
+
+/// What the clients of a round share.
+#[derive(Default)]
+struct Round {
+    clock: AtomicU64,
+    /// The newest revision that any of them was told.
+    newest: AtomicI64,
+    fault: Option<Fault>,
+}
+
+impl Round {
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn told(&self, header: Option<&ResponseHeader>) {
+        let revision = header.unwrap().revision();
+        self.newest.fetch_max(revision, Ordering::SeqCst);
+    }
+}
+
+/// One client of a round.
+struct Caller<'a> {
+    round: &'a Round,
+    client: etcd_client::Client,
+    random: StdRng,
+    /// What it knows of each key.
+    known: [State; KEYS.len()],
+}
+
+impl Caller<'_> {
+    /// One call on one key.
+    async fn call(&mut self, key: usize, value: u64) -> Record {
+        let began = self.round.tick();
+        let mut early = None;
+        let call = match (self.random.random_range(0..10), self.known[key]) {
+            (0..4, _) => self.read(key).await,
+            (4..6, Some(expected)) => self.swap(key, expected, value).await,
+            (6, _) => self.delete(key).await,
+            _ => {
+                if self.strikes(Fault::EarlyAnswer) {
+                    early = Some(self.round.tick());
+                    // As long as a write may wait for the disk.
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                self.put(key, value).await
+            }
+        };
+        let ended = early.unwrap_or_else(|| self.round.tick());
+        self.known[key] = match call {
+            Call::Read { saw } => saw,
+            Call::Delete { .. } => None,
+            Call::Put { value, .. } => Some(value),
             Call::Swap {
                 expected,
                 value,
                 done,
-            }
-        }
-        (6, _) => {
-            let options = DeleteOptions::new().with_prev_key();
-            let gone = client.delete(key, Some(options)).await.unwrap();
-            let before = gone.prev_kvs().first().map(|kv| number(kv.value()));
-            Call::Delete { before }
-        }
-        _ => {
-            let options = PutOptions::new().with_prev_key();
-            let put = client.put(key, text, Some(options)).await.unwrap();
-            let before = put.prev_key().map(|kv| number(kv.value()));
-            Call::Put { value, before }
-        }
-    };
-    *known = match call {
-        Call::Read { saw } => saw,
-        Call::Delete { .. } => None,
-        Call::Put { value, .. } => Some(value),
+            } => Some(if done { value } else { expected }),
+        };
+        Record { call, began, ended }
+    }
+
+    fn strikes(&mut self, fault: Fault) -> bool {
+        self.round.fault == Some(fault) && self.random.random_ratio(1, 10)
+    }
+
+    async fn read(&mut self, key: usize) -> Call {
+        let stale = self.strikes(Fault::StaleRead);
+        let before = self.round.newest.load(Ordering::SeqCst) - 1;
+        let options = GetOptions::new().with_revision(if stale { before.max(1) } else { 0 });
+        let got = self.client.get(KEYS[key], Some(options)).await.unwrap();
+        self.round.told(got.header());
+        let saw = got.kvs().first().map(|kv| number(kv.value()));
+        Call::Read { saw }
+    }
+
+    async fn swap(&mut self, key: usize, expected: u64, value: u64) -> Call {
+        let condition = Compare::value(KEYS[key], CompareOp::Equal, expected.to_string());
+        let put = TxnOp::put(KEYS[key], value.to_string(), None);
+        let txn = Txn::new().when([condition]).and_then([put]);
+        let swapped = self.client.txn(txn).await.unwrap();
+        self.round.told(swapped.header());
+        let done = swapped.succeeded() != self.strikes(Fault::WrongBranch);
         Call::Swap {
             expected,
             value,
             done,
-        } => Some(if done { value } else { expected }),
+        }
+    }
+
+    async fn delete(&mut self, key: usize) -> Call {
+        let options = DeleteOptions::new().with_prev_key();
+        let gone = self.client.delete(KEYS[key], Some(options)).await.unwrap();
+        self.round.told(gone.header());
+        let before = gone.prev_kvs().first().map(|kv| number(kv.value()));
+        Call::Delete { before }
+    }
+
+    async fn put(&mut self, key: usize, value: u64) -> Call {
+        if self.strikes(Fault::LostWrite) {
+            let Call::Read { saw: before } = self.read(key).await else {
+                unreachable!("a read is a read")
+            };
+            return Call::Put { value, before };
+        }
+        let options = PutOptions::new().with_prev_key();
+        let put = self.client.put(KEYS[key], value.to_string(), Some(options));
+        let put = put.await.unwrap();
+        self.round.told(put.header());
+        let before = put.prev_key().map(|kv| number(kv.value()));
+        Call::Put { value, before }
+    }
+}
+
+/// A face whose cluster store is the durable one that an agent has: in memory, a write is applied
+/// when it is asked for, and there is little to get wrong.
+async fn start(directory: &Path) -> Face {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    let (journal, runner) = journal::open(directory, 10_000, Instant::now()).unwrap();
+    Face::start_with(endpoint, |keyspaces, cancel| {
+        let stopped = cancel.clone();
+        std::thread::spawn(move || runner.run(&stopped));
+        let keyspaces = Keyspaces {
+            cluster: Some(journal.into()),
+            ..keyspaces
+        };
+        let server = Server::new(keyspaces, "west".parse().unwrap(), Limits::default());
+        let accept = async |tcp: TcpStream| Ok::<_, Infallible>((tcp, "admin-west".to_owned()));
+        tokio::spawn(server.run(listener, accept, cancel))
+    })
+}
+
+/// The history of each key with all clients at work.
+async fn histories(seed: u64, fault: Option<Fault>) -> [Vec<Record>; KEYS.len()] {
+    let directory = tempfile::tempdir().unwrap();
+    let face = start(directory.path()).await;
+    let round = Round {
+        fault,
+        ..Round::default()
     };
-    call
+    let clients = (0..CLIENTS).map(async |id| {
+        let mut caller = Caller {
+            round: &round,
+            client: face.client().await,
+            random: StdRng::seed_from_u64(seed * CLIENTS + id),
+            known: [None; KEYS.len()],
+        };
+        let mut records = Vec::new();
+        for n in 0..CALLS {
+            // Most calls of one key meet, and no key gets more than the search can take.
+            let astray = usize::from(caller.random.random_ratio(1, 8));
+            let key = (n / 2 + astray) % KEYS.len();
+            let value = id * 1_000 + n as u64 + 1;
+            records.push((key, caller.call(key, value).await));
+        }
+        records
+    });
+    let all = futures::future::join_all(clients).await.concat();
+    face.stop().await;
+    std::array::from_fn(|key| {
+        let of_key = all.iter().filter(|(k, _)| *k == key);
+        of_key.map(|(_, record)| *record).collect()
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_clients_see_one_order() {
     for round in 0..ROUNDS {
-        let face = Face::start("admin-west").await;
-        let clock = AtomicU64::new(0);
-        let tick = || clock.fetch_add(1, Ordering::SeqCst);
-        let clients = (0..CLIENTS).map(|id| {
-            let (face, tick) = (&face, &tick);
-            async move {
-                let mut client = face.client().await;
-                let mut random = StdRng::seed_from_u64(round * CLIENTS + id);
-                let mut known = [None; KEYS.len()];
-                let mut records = Vec::new();
-                for n in 0..CALLS {
-                    // Most calls of one key meet, and no key gets more than the search can take.
-                    let key = (n / 2 + usize::from(random.random_ratio(1, 8))) % KEYS.len();
-                    let value = id * 1_000 + n as u64 + 1;
-                    let began = tick();
-                    let known = &mut known[key];
-                    let call = call(&mut client, KEYS[key], value, &mut random, known).await;
-                    let ended = tick();
-                    records.push((key, Record { call, began, ended }));
-                }
-                records
-            }
-        });
-        let all = futures::future::join_all(clients).await.concat();
-        for key in 0..KEYS.len() {
-            let of_key = all.iter().filter(|(k, _)| *k == key);
-            let history: Vec<_> = of_key.map(|(_, record)| *record).collect();
+        for history in histories(round, None).await {
             let overlap = history.iter().any(|a| {
                 history
                     .iter()
@@ -195,7 +316,22 @@ async fn concurrent_clients_see_one_order() {
             assert!(overlap, "no two calls met, so this shows nothing");
             assert!(is_linearizable(&history), "round {round}: {history:#?}");
         }
-        face.stop().await;
+    }
+}
+
+/// Each fault is seen in as many rounds as the test above has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planted_faults_are_caught() {
+    for fault in Fault::ALL {
+        let mut caught = false;
+        for round in 0..ROUNDS {
+            let histories = histories(round, Some(fault)).await;
+            caught = !histories.iter().all(|history| is_linearizable(history));
+            if caught {
+                break;
+            }
+        }
+        assert!(caught, "{fault:?} went unseen");
     }
 }
 
