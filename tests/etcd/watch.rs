@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::ensure;
 use etcd_client::{WatchOptions, WatchResponse, WatchStream};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -148,41 +149,47 @@ struct Claims {
     /// The last progress of the whole stream.
     all: i64,
     answers: usize,
+    /// A planted fault: so many revisions are added to each progress.
+    too_far: i64,
     /// What the slowest of the watches that get events has reached.
     read: Arc<AtomicI64>,
 }
 
 impl Claims {
     /// Takes an answer; no event may come that was said to have come.
-    fn take(&mut self, answer: &WatchResponse) {
-        assert!(!answer.canceled(), "{answer:?}");
-        let (watch, header) = (answer.watch_id(), revision(answer));
+    fn take(&mut self, answer: &WatchResponse) -> anyhow::Result<()> {
+        ensure!(!answer.canceled(), "{answer:?}");
+        let (watch, mut header) = (answer.watch_id(), revision(answer));
+        if answer.events().is_empty() {
+            header += self.too_far;
+        }
         if watch == -1 {
-            assert!(self.all <= header, "progress went back to {header}");
+            ensure!(self.all <= header, "progress went back to {header}");
             let ahead = self.reached.values().find(|reached| **reached > header);
-            assert_eq!(ahead, None, "progress is behind what came");
+            ensure!(ahead.is_none(), "progress {header} is behind what came");
             self.all = header;
             self.answers += 1;
-            return;
+            return Ok(());
         }
         let all = self.all;
         let reached = self.reached.entry(watch).or_default();
         for revision in revisions(answer) {
             let claimed = all.max(*reached);
-            assert!(
+            ensure!(
                 revision > claimed,
-                "{revision} of watch {watch} after {claimed}"
+                "{revision} of watch {watch} came after {claimed}"
             );
             *reached = revision;
         }
         if answer.events().is_empty() {
-            assert!(*reached <= header, "watch {watch} went back to {header}");
+            ensure!(*reached <= header, "watch {watch} went back to {header}");
             self.answers += 1;
         }
         *reached = header;
         let busy = [0, 1, 3].map(|watch| self.reached.get(&watch).copied());
         let slowest = busy.into_iter().min().flatten().unwrap_or_default();
         self.read.store(slowest, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -196,43 +203,52 @@ async fn four_watches(client: &mut etcd_client::Client, options: &WatchOptions) 
     let all = options.clone().with_all_keys();
     stream.watch("", Some(all)).await.unwrap();
     for watch in 0..4 {
-        let created = message(&mut stream).await;
-        assert!(created.created() && created.watch_id() == watch);
+        let mut created = message(&mut stream).await;
+        // The first watches may have told their progress already.
+        while !created.created() {
+            created = message(&mut stream).await;
+        }
+        assert_eq!(created.watch_id(), watch);
     }
     stream
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_event_comes_after_the_progress_that_was_asked_for() {
+/// Asks for progress while somebody writes, and once nobody does until it reaches the store's end.
+async fn ask_for_progress(too_far: i64) -> anyhow::Result<()> {
     let face = Face::start("admin-west").await;
     let mut stream = four_watches(&mut face.client().await, &WatchOptions::new()).await;
     let (stop, store) = (CancellationToken::new(), face.cluster());
     // A failed test must not wait for its writer.
     let _stopped = stop.clone().drop_guard();
-    let mut claims = Claims::default();
+    let mut claims = Claims {
+        too_far,
+        ..Claims::default()
+    };
     let writer = write(store.clone(), Arc::clone(&claims.read), stop.clone());
     let ask = async |stream: &mut WatchStream, claims: &mut Claims| {
-        stream.request_progress().await.unwrap();
+        stream.request_progress().await?;
         let before = claims.answers;
         while claims.answers == before {
-            claims.take(&message(stream).await);
+            claims.take(&message(stream).await)?;
         }
+        anyhow::Ok(())
     };
     for _ in 0..ANSWERS {
-        ask(&mut stream, &mut claims).await;
+        ask(&mut stream, &mut claims).await?;
     }
     stop.cancel();
-    writer.await.unwrap();
-    // Once nobody writes, the answers reach the store's end.
+    writer.await?;
     while claims.all < store.revision() {
-        ask(&mut stream, &mut claims).await;
+        ask(&mut stream, &mut claims).await?;
     }
     drop(stream);
     face.stop().await;
+    Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_event_comes_after_the_progress_that_comes_by_itself() {
+/// Waits for the progress that comes by itself, under load and then until the watch that nothing
+/// concerns is at the store's end; it can serve to resume.
+async fn await_progress(too_far: i64) -> anyhow::Result<()> {
     let limits = Limits {
         progress_interval: Duration::from_millis(5),
         ..Limits::default()
@@ -243,17 +259,39 @@ async fn no_event_comes_after_the_progress_that_comes_by_itself() {
     let (stop, store) = (CancellationToken::new(), face.cluster());
     // A failed test must not wait for its writer.
     let _stopped = stop.clone().drop_guard();
-    let mut claims = Claims::default();
+    let mut claims = Claims {
+        too_far,
+        ..Claims::default()
+    };
     let writer = write(store.clone(), Arc::clone(&claims.read), stop.clone());
     while claims.answers < ANSWERS {
-        claims.take(&message(&mut stream).await);
+        claims.take(&message(&mut stream).await)?;
     }
     stop.cancel();
-    writer.await.unwrap();
-    // The watch that nothing concerns gets there too; its progress can serve to resume.
+    writer.await?;
     while claims.reached.get(&2) < Some(&store.revision()) {
-        claims.take(&message(&mut stream).await);
+        claims.take(&message(&mut stream).await)?;
     }
     drop(stream);
     face.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_event_comes_after_the_progress_that_was_asked_for() {
+    ask_for_progress(0).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_event_comes_after_the_progress_that_comes_by_itself() {
+    await_progress(0).await.unwrap();
+}
+
+/// Both tests see it if a server says one revision more than has come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn progress_told_one_revision_too_far_is_caught() {
+    for seen in [ask_for_progress(1).await, await_progress(1).await] {
+        let seen = seen.expect_err("the planted fault went unseen").to_string();
+        assert!(seen.contains("came after"), "{seen}");
+    }
 }
