@@ -3,6 +3,13 @@
 //! Goal: no client can tell us from etcd 3.5. Method: one seeded sequence of some thousand calls
 //! goes to all servers at once; after each call everything they said is compared.
 //!
+//! Order: what etcd promises is compared, and no more. Within a watch that is the order of all
+//! events, and as long as calls come one by one, also how they are cut into messages; what a burst of
+//! calls brings is joined first, as there timing decides. Between two watches, of one stream or of
+//! two, etcd promises nothing: it serves the watches of an event in the order of a hash table, and
+//! those whose queue was full later. The one promise about a whole stream, that its progress comes
+//! behind all events up to there, needs load to be tested: see `watch.rs`.
+//!
 //! In these sequences 3.4.23 and 3.5.1 answer alike. Sequences leave out where etcd contradicts
 //! itself or fails; there we do what its documentation says:
 //!

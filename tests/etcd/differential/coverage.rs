@@ -85,6 +85,8 @@ const FEATURES: &[&str] = &[
     "answer watch prev_kv",
     "answer watch compacted",
     "answer watch refused",
+    "burst",
+    "answer burst of several events",
 ];
 
 /// How often each feature occurred.
@@ -159,6 +161,10 @@ impl Coverage {
             }
             Call::Leases => self.hit("lease leases", true),
             Call::AwaitExpiry => {}
+            Call::Burst(calls) => {
+                self.hit("burst", true);
+                calls.iter().for_each(|call| self.call(call));
+            }
             Call::Watch(_, WatchCall::Create(create)) => self.watch(create),
             Call::Watch(_, WatchCall::Cancel(_)) => self.hit("watch cancel", true),
             Call::Watch(_, WatchCall::Progress) => self.hit("watch progress", true),
@@ -247,6 +253,11 @@ impl Coverage {
         self.answers += 1;
         match &outcome.reply {
             Err(_) => self.errors += 1,
+            Ok(Reply::Burst(_)) => {
+                let mut watched = outcome.watched.values().flatten();
+                let several = watched.any(|r| r.events.len() > 1);
+                self.hit("answer burst of several events", several);
+            }
             Ok(Reply::Range(r)) => self.hit("answer more", r.more),
             Ok(Reply::Txn(r)) => {
                 self.hit("answer success branch", r.succeeded);

@@ -1,5 +1,5 @@
 //! Faults planted between a correct server and the comparison, to show that each would be seen.
-use etcd_client::proto::{PbTxnOpResponse, PbWatchResponse};
+use etcd_client::proto::{PbEvent, PbTxnOpResponse, PbWatchResponse};
 
 use super::{
     server::{Outcome, Refusal},
@@ -20,6 +20,8 @@ pub(super) enum Kind {
     EventTwice,
     /// The events of a revision come in the wrong order.
     EventsSwapped,
+    /// Two revisions of a burst come in the wrong order.
+    RevisionsSwapped,
     /// A page says that it is the last one.
     LostMore,
     /// The count is that of the page.
@@ -35,11 +37,12 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::RevisionOffByOne,
         Self::LostPrevKv,
         Self::EventTwice,
         Self::EventsSwapped,
+        Self::RevisionsSwapped,
         Self::LostMore,
         Self::CountOfPage,
         Self::OtherText,
@@ -88,8 +91,24 @@ fn strike(kind: Kind, outcome: &mut Outcome, is_due: bool) -> Option<()> {
             let response = responses.find(|r| r.events.len() > 1)?;
             change(is_due, response, |r| r.events.swap(0, 1))
         }
+        Kind::RevisionsSwapped => {
+            let is_burst = matches!(outcome.reply, Ok(Reply::Burst(_)));
+            let response = responses
+                .filter(|_| is_burst)
+                .find(|r| swaps(r).is_some())?;
+            let last = swaps(response)?;
+            change(is_due, response, |r| r.events.swap(last - 1, last))
+        }
         _ => strike_reply(kind, &mut outcome.reply, is_due),
     }
+}
+
+/// The first event whose revision is not that of the one before.
+fn swaps(response: &PbWatchResponse) -> Option<usize> {
+    let revision = |event: &PbEvent| event.kv.as_ref().map(|kv| kv.mod_revision);
+    let mut pairs = response.events.windows(2);
+    let first = pairs.position(|pair| revision(&pair[0]) != revision(&pair[1]));
+    first.map(|first| first + 1)
 }
 
 fn strike_reply(kind: Kind, reply: &mut Result<Reply, Refusal>, is_due: bool) -> Option<()> {

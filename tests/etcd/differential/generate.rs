@@ -69,7 +69,8 @@ impl Generator {
             }
             83..85 => Call::Leases,
             85..93 => self.watch(),
-            93..97 => self.cancel(),
+            93..96 => self.cancel(),
+            96..98 => self.burst(),
             _ => Call::Watch(self.random.random_range(0..STREAMS), WatchCall::Progress),
         }
     }
@@ -245,6 +246,16 @@ impl Generator {
             range_end,
             prev_kv: self.one_in(2),
         }
+    }
+
+    fn burst(&mut self) -> Call {
+        let calls = self.random.random_range(3..12);
+        let write = |_| match self.random.random_range(0..4) {
+            0 => Call::Delete(self.delete()),
+            1 => Call::Txn(self.txn(0)),
+            _ => Call::Put(self.put()),
+        };
+        Call::Burst((0..calls).map(write).collect())
     }
 
     fn compact(&mut self) -> Call {

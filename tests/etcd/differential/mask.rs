@@ -40,7 +40,7 @@ impl Mask {
             Call::TimeToLive(request) => request.id = self.leases.actual(request.id),
             Call::Grant(grant) => grant.id = self.leases.actual(grant.id),
             Call::Range(_) | Call::Delete(_) | Call::Compact(_) | Call::Leases => {}
-            Call::Watch(..) | Call::AwaitExpiry => {}
+            Call::Watch(..) | Call::AwaitExpiry | Call::Burst(_) => {}
         }
         call
     }
@@ -99,7 +99,7 @@ impl Mask {
                     lease.id = self.leases.named(lease.id);
                 }
             }
-            Reply::Sent => {}
+            Reply::Sent | Reply::Burst(_) => {}
         }
     }
 

@@ -34,7 +34,8 @@ pub(super) struct Refusal {
 #[derive(Debug, PartialEq)]
 pub(super) struct Outcome {
     pub(super) reply: Result<Reply, Refusal>,
-    /// By stream and watch id, as the order between two watches is nobody's promise.
+    /// By stream and watch id, as the order between two watches is nobody's promise; within one, in
+    /// the order of arrival.
     pub(super) watched: BTreeMap<(usize, i64), Vec<PbWatchResponse>>,
     /// The newest revision.
     pub(super) revision: i64,
@@ -127,16 +128,19 @@ impl Server {
         match call {
             Call::Watch(stream, watch) => self.send(*stream, watch, &mut outcome).await,
             Call::AwaitExpiry => self.revision += 1,
-            _ => {
-                let reply = self.wire.call(self.mask.call(call)).await;
-                outcome.reply = reply.map_err(|status| refusal(&status));
+            Call::Burst(calls) => {
+                let mut replies = Vec::new();
+                for call in calls {
+                    replies.push(self.answer(call).await);
+                }
+                outcome.reply = Ok(Reply::Burst(replies));
             }
-        }
-        if let Ok(reply) = &mut outcome.reply {
-            self.mask.reply(call, reply);
-            self.take_over(call, reply);
+            _ => outcome.reply = self.answer(call).await,
         }
         self.collect_owed(&mut outcome).await;
+        if matches!(call, Call::Burst(_)) {
+            outcome.watched.values_mut().for_each(join_messages);
+        }
         if matches!(call, Call::Watch(_, WatchCall::Create(create)) if create.start_revision > 0) {
             self.await_past(&mut outcome).await;
         }
@@ -145,6 +149,14 @@ impl Server {
             fault.plant(&mut outcome);
         }
         outcome
+    }
+
+    async fn answer(&mut self, call: &Call) -> Result<Reply, Refusal> {
+        let reply = self.wire.call(self.mask.call(call)).await;
+        let mut reply = reply.map_err(|status| refusal(&status))?;
+        self.mask.reply(call, &mut reply);
+        self.take_over(call, &reply);
+        Ok(reply)
     }
 
     fn take_over(&mut self, call: &Call, reply: &Reply) {
@@ -332,6 +344,23 @@ impl Server {
         let watched = outcome.watched.entry((stream, id)).or_default();
         watched.push(response.clone());
         response
+    }
+}
+
+/// Makes one message of all that a watch got during a burst: where they are cut, and what their
+/// headers say, follows from timing.
+fn join_messages(messages: &mut Vec<PbWatchResponse>) {
+    let events = messages
+        .iter_mut()
+        .flat_map(|m| std::mem::take(&mut m.events));
+    let events: Vec<_> = events.collect();
+    messages.truncate(1);
+    if let Some(message) = messages.first_mut() {
+        message.fragment = false;
+        message.events = events;
+        if let Some(header) = &mut message.header {
+            header.revision = 0;
+        }
     }
 }
 

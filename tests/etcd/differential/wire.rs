@@ -19,6 +19,8 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
+use super::server::Refusal;
+
 /// Largest answer that is taken; a whole keyspace of large values fits.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// How long a server may take to come up.
@@ -41,6 +43,8 @@ pub(super) enum Call {
     Watch(usize, WatchCall),
     /// Nothing is sent; a lease with keys ends by itself.
     AwaitExpiry,
+    /// Writes in a row, and nobody looks at the watches in between.
+    Burst(Vec<Call>),
 }
 
 /// What goes up a watch stream.
@@ -78,6 +82,7 @@ pub(super) enum Reply {
     TimeToLive(PbLeaseTimeToLiveResponse),
     Leases(PbLeaseLeasesResponse),
     Sent,
+    Burst(Vec<Result<Reply, Refusal>>),
 }
 
 impl WatchCall {
@@ -178,7 +183,7 @@ impl Wire {
                 let method = "/etcdserverpb.Lease/LeaseLeases";
                 Reply::Leases(self.unary(method, PbLeaseLeasesRequest::default()).await?)
             }
-            Call::Watch(..) | Call::AwaitExpiry => Reply::Sent,
+            Call::Watch(..) | Call::AwaitExpiry | Call::Burst(_) => Reply::Sent,
         })
     }
 
