@@ -16,6 +16,8 @@ use tombolo::test_support::{
     process,
 };
 
+use crate::cluster;
+
 /// The process ids of the pods' keepers, in the order of [`PODS`]; set inside the host.
 const INSIDE: &str = "TOMBOLO_LAB";
 const ROLE: &str = "TOMBOLO_LAB_ROLE";
@@ -198,6 +200,7 @@ fn helper() {
     match std::env::var(ROLE).as_deref() {
         Ok("pod") => pod(),
         Ok("enforcer") => crate::enforcer::helper(),
+        Ok(cluster::record::ROLE) => cluster::record::helper(),
         _ => {}
     }
 }

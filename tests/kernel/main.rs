@@ -5,6 +5,7 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+mod cluster;
 mod enforcer;
 mod lab;
 mod mesh;
