@@ -296,3 +296,6 @@ fn endpoint(config: &Config, view: mesh::View) -> impl Fn() -> Option<String> + 
         Some(format!("https://{address}"))
     }
 }
+
+#[cfg(test)]
+mod tests;
