@@ -1,5 +1,6 @@
 //! Several nodes of one cluster that share an etcd: allocation, outages, garbage collection.
 mod arbitration;
+mod kvstore_source;
 mod members;
 mod node;
 

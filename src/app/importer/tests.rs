@@ -101,8 +101,16 @@ async fn one_imports_and_the_next_follows_it_when_it_goes() {
     let since = Instant::now();
     two.task.abort();
     one.imports().await;
-    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
-    assert!(since.elapsed() > Duration::from_secs(1), "{:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        since.elapsed()
+    );
+    assert!(
+        since.elapsed() > Duration::from_secs(1),
+        "{:?}",
+        since.elapsed()
+    );
     expiry.abort();
 }
 

@@ -162,6 +162,11 @@ impl Node {
         self.events.send(event).await.unwrap();
     }
 
+    /// Where a source of its own sends to.
+    pub(super) fn events(&self) -> mpsc::Sender<LocalEvent> {
+        self.events.clone()
+    }
+
     /// Says that this was all, and waits until it is in the store.
     pub(super) async fn synced(&self) {
         self.events.send(LocalEvent::Synced).await.unwrap();
