@@ -23,6 +23,7 @@ pub use etcd_client::{
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
+pub(crate) use self::connect::{dial, resolve};
 pub use self::{
     connect::{ConnectOptions, Endpoint, EndpointError, HostAliases},
     error::{Class, Error},

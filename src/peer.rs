@@ -26,6 +26,7 @@ pub use self::{
 mod actor;
 mod config_file;
 mod directory;
+pub mod inspect;
 mod link;
 mod machine;
 mod options;
@@ -110,7 +111,9 @@ pub struct PeerStatus {
 }
 
 /// What a session stands on, lowest first. A layer that fails hides those above it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layer {
     /// The peer file, and the files that it names.
@@ -163,6 +166,21 @@ pub struct SyncedKinds {
     pub service_exports: bool,
     /// `endpointslices/v1`; true also where the peer does not write them.
     pub endpoint_slices: bool,
+}
+
+impl SyncedKinds {
+    /// Whether this one is.
+    #[must_use]
+    pub const fn has(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Nodes => self.nodes,
+            Kind::Ips => self.endpoints,
+            Kind::Identities => self.identities,
+            Kind::Services => self.services,
+            Kind::ServiceExports => self.service_exports,
+            Kind::EndpointSlices => self.endpoint_slices,
+        }
+    }
 }
 
 impl FromIterator<Kind> for SyncedKinds {

@@ -28,6 +28,7 @@ pub use self::{
 
 mod bundle;
 mod client;
+pub mod inspect;
 mod metrics;
 mod reason;
 mod server;

@@ -184,7 +184,10 @@ impl ConnectOptions {
 }
 
 /// The endpoint's addresses: those that the options give its host, else the resolver's.
-async fn resolve(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Vec<SocketAddr>, Error> {
+pub(crate) async fn resolve(
+    options: &ConnectOptions,
+    endpoint: &Endpoint,
+) -> Result<Vec<SocketAddr>, Error> {
     let Endpoint { host, port, .. } = endpoint;
     if let Some(addresses) = options.host_aliases.get(host) {
         return Ok(addresses.iter().map(|a| (*a, *port).into()).collect());
@@ -201,7 +204,7 @@ async fn resolve(options: &ConnectOptions, endpoint: &Endpoint) -> Result<Vec<So
     }
 }
 
-async fn dial(addresses: &[SocketAddr]) -> std::io::Result<TcpStream> {
+pub(crate) async fn dial(addresses: &[SocketAddr]) -> std::io::Result<TcpStream> {
     let tcp = tokio::time::timeout(limits::DIAL_TIMEOUT, TcpStream::connect(addresses)).await??;
     tcp.set_nodelay(true)?;
     Ok(tcp)

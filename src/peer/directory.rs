@@ -58,6 +58,17 @@ pub(super) enum Change {
 /// # Errors
 /// If the directory cannot be listed: then nothing is known, which is not "all removed".
 pub(super) fn scan(dir: &Path, own: &ClusterName) -> std::io::Result<Scan> {
+    let mut scan = scan_all(dir)?;
+    scan.files.remove(own);
+    scan.blank.remove(own);
+    Ok(scan)
+}
+
+/// As [`scan`], the own cluster's file included.
+///
+/// # Errors
+/// As [`scan`].
+pub(super) fn scan_all(dir: &Path) -> std::io::Result<Scan> {
     let mut scan = Scan::default();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
@@ -66,7 +77,6 @@ pub(super) fn scan(dir: &Path, own: &ClusterName) -> std::io::Result<Scan> {
             continue;
         };
         match (read(&path), peer) {
-            (_, Ok(peer)) if peer == *own => {}
             (Ok(None), _) | (Err(_), Err(_)) => {}
             (Ok(Some(text)), peer) if text.contains("endpoints:") => match peer {
                 Ok(peer) => {
@@ -95,18 +105,28 @@ pub(super) fn scan(dir: &Path, own: &ClusterName) -> std::io::Result<Scan> {
     Ok(scan)
 }
 
+/// What may stand behind a peer's name in the name of its file; the longer ones first.
+const SUFFIXES: [&str; 3] = ["-cilium-etcd.config", ".config", ""];
+
 /// `<peer>`, `<peer>.config` and `<peer>-cilium-etcd.config` all name `<peer>`.
-fn peer_name(file: &str) -> Result<ClusterName, crate::types::ClusterNameError> {
-    let suffixes = ["-cilium-etcd.config", ".config"];
-    let stem = suffixes
+pub(super) fn peer_name(file: &str) -> Result<ClusterName, crate::types::ClusterNameError> {
+    let stem = SUFFIXES
         .iter()
         .find_map(|suffix| file.strip_suffix(suffix))
         .unwrap_or(file);
     stem.parse()
 }
 
+/// The files that are there and whose names say that they are about `peer`.
+pub(super) fn paths_of(dir: &Path, peer: &ClusterName) -> Vec<PathBuf> {
+    let paths = SUFFIXES
+        .iter()
+        .map(|suffix| dir.join(format!("{peer}{suffix}")));
+    paths.filter(|path| path.exists()).collect()
+}
+
 /// The text of a file; `None` if it is no file, is gone, or cannot be a peer file.
-fn read(path: &Path) -> std::io::Result<Option<String>> {
+pub(super) fn read(path: &Path) -> std::io::Result<Option<String>> {
     let open = || -> std::io::Result<Option<String>> {
         if !std::fs::metadata(path)?.is_file() {
             return Ok(None);

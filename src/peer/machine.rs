@@ -546,9 +546,13 @@ impl Machine {
         status.ready = matches!(self.phase, Phase::Following(_)) && waiting.is_none();
         let connection = || {
             let id = status.etcd_cluster_id.unwrap_or_default();
+            let state = format!(
+                "1/1 connected, leases=0, lock leases=0, has-quorum=true: endpoint status checks \
+                 are disabled, ID: {id:x}"
+            );
             match self.relay() {
-                Some(node) => format!("cache of {node}: 1/1 connected, ID: {id:x}"),
-                None => format!("etcd: 1/1 connected, ID: {id:x}"),
+                Some(node) => format!("cache of {node}: {state}"),
+                None => format!("etcd: {state}"),
             }
         };
         (status.layer, status.status) = match (&self.trouble, waiting) {
@@ -628,7 +632,7 @@ impl Machine {
 }
 
 /// What to follow of a peer with this configuration.
-fn subject(name: &ClusterName, config: &ClusterConfig) -> Subject {
+pub(super) fn subject(name: &ClusterName, config: &ClusterConfig) -> Subject {
     let capabilities = &config.capabilities;
     let has = |kind: &Kind| match kind {
         Kind::Nodes | Kind::Identities | Kind::Ips => true,

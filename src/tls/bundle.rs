@@ -156,6 +156,22 @@ pub(super) fn check_server(
     })
 }
 
+/// Checks a client's certificate as its servers will, but for its issuer: for clients, valid now.
+///
+/// # Errors
+/// [`Error::Unusable`] with the reason; [`Error::Setup`] if it cannot be parsed.
+pub(super) fn check_client(path: &Path, leaf: &CertificateDer<'_>) -> Result<(), Error> {
+    let leaf = parse(path, leaf)?;
+    let usage = leaf.extended_key_usage().ok().flatten();
+    let for_clients = usage.is_none_or(|usage| usage.value.client_auth || usage.value.any);
+    let reason = if for_clients {
+        outside_validity(&leaf)
+    } else {
+        Some(Reason::WrongUsage)
+    };
+    reason.map_or(Ok(()), |reason| Err(unusable(path, reason, &leaf)))
+}
+
 /// Unix seconds at which the first certificate of a chain expires.
 ///
 /// # Errors

@@ -50,6 +50,10 @@ impl ClientTls {
         Self { options }
     }
 
+    pub(super) const fn options(&self) -> &ClientOptions {
+        &self.options
+    }
+
     /// Checks that all files are there and fit together, without connecting.
     ///
     /// # Errors
