@@ -44,6 +44,8 @@ mod importer;
 pub(crate) mod members;
 mod own;
 mod sources;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 /// How long tasks may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
