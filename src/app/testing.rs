@@ -76,7 +76,7 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         max_clusters: settings.max_clusters,
         node_name: settings.node_name,
         view,
-        store: new_store(),
+        store: Some(new_store()),
         peers: Arc::new(move || registry.statuses()),
         endpoints: watch::channel(Vec::new()).1,
         drops: broadcast::channel(DROP_EVENTS_MAX).0,
