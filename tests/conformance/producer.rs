@@ -166,7 +166,7 @@ impl Producer {
         });
         let tls = tls.unwrap();
         let keyspaces = Keyspaces {
-            cluster: store(21).into(),
+            cluster: Some(store(21).into()),
             export,
             cache: store(23),
         };

@@ -94,6 +94,7 @@ impl World {
             timing: Timing::default(),
             dial,
             random: Random::new(move || lots.fraction()),
+            route: watch::channel(crate::peer::Route::Direct).1,
         });
         let shared = Arc::new(Shared::default());
         let (desired, wanted) = watch::channel(running(0));

@@ -272,6 +272,7 @@ impl World {
             timing: Timing::default(),
             dial,
             random: Random::new(move || lots.fraction()),
+            route: watch::channel(crate::peer::Route::Direct).1,
         }
     }
 
@@ -536,6 +537,7 @@ async fn own(sender: mpsc::Sender<MemberEvent>, cluster: ClusterName, id: Cluste
         id,
         config: ClusterConfig::default(),
         allowed_cidrs: Arc::default(),
+        relayed: false,
     };
     let keys = MemberEvent::Keys {
         name: cluster,
