@@ -21,9 +21,17 @@ pub struct Pending {
     items: VecDeque<Item>,
     /// Number of the first item; the others count on from there.
     first: u64,
-    /// Where the newest change of a key is, if later ones may take its place.
-    newest: HashMap<Kind, HashMap<Bytes, u64>>,
+    kinds: [KindOrder; Kind::ALL.len()],
     bytes: usize,
+}
+
+/// What may be merged of one kind.
+#[derive(Debug, Default)]
+struct KindOrder {
+    /// Where the newest change of a key is, if later ones may take its place.
+    newest: HashMap<Bytes, u64>,
+    /// A list goes on; its keys differ, so there is nothing to merge.
+    listing: bool,
 }
 
 #[derive(Debug)]
@@ -40,7 +48,7 @@ impl Pending {
             name,
             items: VecDeque::new(),
             first: 0,
-            newest: HashMap::new(),
+            kinds: Default::default(),
             bytes: 0,
         }
     }
@@ -72,7 +80,7 @@ impl Pending {
                     self.items.clear();
                     self.bytes = 0;
                 }
-                self.newest.clear();
+                self.kinds = Default::default();
                 self.items.push_back(Item::Other(other));
             }
         }
@@ -89,27 +97,34 @@ impl Pending {
     fn push_key(&mut self, event: KeyEvent) {
         let size = size(&event);
         let end = self.first.wrapping_add(self.items.len() as u64);
-        let (kind, suffix) = match &event {
+        let (order, suffix) = match &event {
             KeyEvent::Upsert { kind, suffix, .. } | KeyEvent::Delete { kind, suffix } => {
-                (*kind, suffix.clone())
+                (&mut self.kinds[*kind as usize], suffix.clone())
             }
             KeyEvent::BeginList { kind } | KeyEvent::EndList { kind } => {
-                self.newest.remove(kind);
+                self.kinds[*kind as usize] = KindOrder {
+                    listing: matches!(event, KeyEvent::BeginList { .. }),
+                    ..KindOrder::default()
+                };
                 self.items.push_back(Item::Key(event));
                 return;
             }
         };
-        let newest = self.newest.entry(kind).or_default();
-        let at = newest
-            .get(&suffix)
-            .map(|number| number.wrapping_sub(self.first));
-        let place = at.and_then(|at| self.items.get_mut(usize::try_from(at).ok()?));
         self.bytes += size;
+        if order.listing {
+            self.items.push_back(Item::Key(event));
+            return;
+        }
+        let at = order
+            .newest
+            .get(&suffix)
+            .map(|n| n.wrapping_sub(self.first));
+        let place = at.and_then(|at| self.items.get_mut(usize::try_from(at).ok()?));
         if let Some(Item::Key(old)) = place {
             self.bytes -= self::size(old);
             *old = event;
         } else {
-            newest.insert(suffix, end);
+            order.newest.insert(suffix, end);
             self.items.push_back(Item::Key(event));
         }
     }
@@ -143,11 +158,11 @@ impl Pending {
 
     /// A change that left can be replaced no more.
     fn forget(&mut self, event: &KeyEvent, number: u64) {
-        if let KeyEvent::Upsert { kind, suffix, .. } | KeyEvent::Delete { kind, suffix } = event
-            && let Some(newest) = self.newest.get_mut(kind)
-            && newest.get(suffix) == Some(&number)
-        {
-            newest.remove(suffix);
+        if let KeyEvent::Upsert { kind, suffix, .. } | KeyEvent::Delete { kind, suffix } = event {
+            let newest = &mut self.kinds[*kind as usize].newest;
+            if newest.get(suffix) == Some(&number) {
+                newest.remove(suffix);
+            }
         }
     }
 }
@@ -207,7 +222,7 @@ mod tests {
         pending.push(keys(vec![upsert(1, 7), delete(2)]));
         assert_eq!(pending.pop(9), Some(keys(vec![delete(2), upsert(1, 7)])));
         assert!(pending.pop(9).is_none() && pending.bytes == 0);
-        assert!(pending.newest.values().all(HashMap::is_empty));
+        assert!(pending.kinds.iter().all(|order| order.newest.is_empty()));
     }
 
     #[test]

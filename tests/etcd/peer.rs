@@ -400,6 +400,33 @@ async fn a_peer_that_comes_back_with_another_id_is_removed_first_and_bad_files_c
     world.stop().await;
 }
 
+/// A page of the usual size would be more than a message may hold.
+#[tokio::test]
+async fn pages_of_a_list_shrink_until_a_message_holds_them() {
+    let store = tombolo::store::Store::new(tombolo::store::Options {
+        cluster_id: 11,
+        history_max: 100,
+    });
+    let value = bytes::Bytes::from(vec![b'x'; 1 << 20]);
+    for index in 0..40 {
+        let key = format!("cilium/state/nodes/v1/own/n{index}");
+        store.put(key.into(), value.clone(), 0).unwrap();
+    }
+    let channel = tombolo::serve::in_process(store, CancellationToken::new());
+    let client = tombolo::etcd::Client::in_process(channel).await.unwrap();
+    let mut list = client.list("cilium/state/nodes/v1/own/");
+    let mut pages = Vec::new();
+    while let Some(page) = list.page().await.unwrap() {
+        assert_eq!(page.revision, 41);
+        pages.push(page.entries.len());
+    }
+    assert_eq!(pages.iter().sum::<usize>(), 40);
+    assert!(
+        pages.len() > 1 && pages.iter().all(|len| *len < 32),
+        "{pages:?}"
+    );
+}
+
 /// The own store is followed through the same code, without a socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn follower_follows_a_store_in_this_process() {

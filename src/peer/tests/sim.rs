@@ -42,7 +42,7 @@ use crate::{
 mod site;
 
 /// Seeds of every run; each plays for some minutes of virtual time.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 30;
 const STEPS: usize = 60;
 const SITES: usize = 4;
 const READERS: usize = 2;
@@ -349,8 +349,18 @@ impl World {
             }
         }
         if self.lots.below(5) < 3 {
-            let session = self.lots.index(self.sessions.len());
-            let fault = FAULTS[self.lots.index(FAULTS.len())];
+            let draw = || {
+                let session = self.lots.index(self.sessions.len());
+                (session, FAULTS[self.lots.index(FAULTS.len())])
+            };
+            // Rather one that did not meet this state yet.
+            let drawn = [draw(), draw(), draw(), draw()];
+            let fresh = |(session, fault): &&(usize, Fault)| {
+                !self
+                    .met
+                    .contains(&(*fault, self.state(&self.sessions[*session])))
+            };
+            let (session, fault) = *drawn.iter().find(fresh).unwrap_or(&drawn[0]);
             self.strike(session, fault);
         }
     }
