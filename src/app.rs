@@ -46,6 +46,7 @@ mod own;
 mod sources;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod warm;
 
 /// How long tasks may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -191,7 +192,13 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let embedded = keyspaces.cluster.as_ref();
     let store = engine::connector(&config.kvstore, embedded, tasks.token())?;
     let candidate = importer::Candidate::new(&config, store, view.clone());
-    let registry = spawn_peers(tasks, &config, &server_tls, &join, candidate.route());
+    let place = warm::Place {
+        directory: config.state_dir.join("mesh"),
+        own: config.cluster_name.clone(),
+        max_clusters: config.max_clusters,
+    };
+    let warm = warm::Warm::new(place, view.clone(), keyspaces.cache.clone());
+    let registry = spawn_peers(tasks, &config, &server_tls, warm, &join, candidate.route());
     let cancel = tasks.token();
     tasks.spawn("importer", async move {
         candidate.run(cancel).await;
@@ -434,10 +441,10 @@ fn spawn_peers(
     tasks: &Tasks,
     config: &Config,
     server_tls: &tls::ServerTls,
+    warm: warm::Warm,
     join: &members::Members,
     route: watch::Receiver<peer::Route>,
 ) -> peer::Registry {
-    let join = join.clone();
     let options = peer::Options {
         directory: config.clustermesh_config.clone(),
         cluster: config.cluster_name.clone(),
@@ -451,10 +458,14 @@ fn spawn_peers(
         random: peer::Random::default(),
         route,
     };
-    let registry = peer::Registry::new(options, move |name| join.join(name.clone()));
-    let (running, cancel) = (registry.clone(), tasks.token());
+    let (restored, channels) = (warm.restored(), join.clone());
+    let registry = peer::Registry::new(options, move |name| {
+        let restored = restored.take(name);
+        restored.unwrap_or_else(|| channels.join(name.clone()))
+    });
+    let (running, join, cancel) = (registry.clone(), join.clone(), tasks.token());
     tasks.spawn("peers", async move {
-        running.run(cancel).await;
+        warm.run(&join, running, cancel).await;
         Ok(())
     });
     registry

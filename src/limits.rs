@@ -206,6 +206,13 @@ pub const PEER_HELD_KEYS_MAX: usize = 1 << 16;
 pub const PEER_HELD_BYTES_MAX: usize = 32 << 20;
 /// Longest part of a refused key that status shows.
 pub const KEY_SHOWN_BYTES: usize = 256;
+/// How often the mesh is written to disk, as far as it changed: what is lost by a crash of the host
+/// is this old, and a large mesh costs a megabyte a second at most.
+pub const SAVE_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// Longest file of a saved cluster: its quota, and 16 bytes more for each key.
+pub const SAVED_CLUSTER_BYTES_MAX: u64 = (PEER_BYTES_MAX + 16 * PEER_KEYS_MAX) as u64;
+/// Entries that are taken from the disk into the mesh at once.
+pub const RESTORE_BATCH: usize = 1_024;
 /// How long a removed peer's entries stay in the cache: readers on other nodes see the change of
 /// their configuration first (Cilium's kvstoremesh waits as long).
 pub const CACHE_GRACE: Duration = Duration::from_secs(180);

@@ -18,7 +18,6 @@ use crate::{
     types::{ClusterId, ClusterName, IdentityId, IpPrefix, Labels, MaxClusters},
 };
 
-pub use self::view::{IdentityView, NodeView, Offender, View};
 use self::{
     cache::Cache,
     claims::Claims,
@@ -28,12 +27,17 @@ use self::{
     view::Rejections,
     waiting::{Blocker, Waiting},
 };
+pub use self::{
+    image::{Fingerprint, Image, ImageError, fingerprint},
+    view::{IdentityView, NodeView, Offender, View},
+};
 
 mod cache;
 mod claims;
 mod decode;
 mod effect;
 mod entries;
+mod image;
 mod member;
 mod prefixes;
 #[cfg(test)]
@@ -202,6 +206,7 @@ impl Mesh {
                     .filter(|kind| !capabilities.offers(*kind))
                 {
                     self.drain(&mut member, kind);
+                    self.view.restored.remove(&(name.clone(), kind));
                 }
                 if changed {
                     self.judge_addresses_again(&mut member);

@@ -209,7 +209,7 @@ impl Wire for Timestamp {
             return Ok(None);
         };
         let time = OffsetDateTime::parse(&text, &Rfc3339)
-            .map_err(|_| D::Error::custom("invalid RFC 3339 time"))?;
+            .map_err(|_invalid| D::Error::custom("invalid RFC 3339 time"))?;
         // Go's zero time is the first instant of year one.
         let is_zero = time.unix_timestamp() == -62_135_596_800;
         Ok(Some(Self((!is_zero).then_some(time))))

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{
     Delta, Mesh,
     decode::{self, Decoded, Rejection},
-    member::{Mark, Member, Other, Record},
+    member::{Mark, Member, Other, Record, Removed},
     view::NodeView,
     waiting::{Blocker, Waiter},
 };
@@ -65,8 +65,8 @@ impl Mesh {
 
     /// Withdraws everything of a kind and returns the keys; the cache keeps its copies.
     pub(super) fn drain(&mut self, member: &mut Member, kind: Kind) -> Vec<Bytes> {
-        let (records, others) = member.drain(kind);
-        self.gone(member, records, others)
+        let removed = member.drain(kind);
+        self.gone(member, removed)
     }
 
     /// Puts a value to where it belongs. An error is for the counters; all is done that follows.
@@ -213,8 +213,8 @@ impl Mesh {
     fn end_list(&mut self, member: &mut Member, kind: Kind) {
         let both = |m: &Member| m.is_listed(Kind::Identities) && m.is_listed(Kind::Ips);
         let was_synced = both(member);
-        let (records, others) = member.end_list(kind);
-        for suffix in self.gone(member, records, others) {
+        let removed = member.end_list(kind);
+        for suffix in self.gone(member, removed) {
             // A value that nobody can read may have been confirmed.
             if !member.is_cached(kind, &suffix) {
                 self.uncache(member, kind, &suffix);
@@ -232,12 +232,8 @@ impl Mesh {
     }
 
     /// Withdraws what was removed from the member; returns all its keys.
-    fn gone(
-        &mut self,
-        member: &Member,
-        records: Vec<(Bytes, Record)>,
-        others: Vec<(Bytes, Other)>,
-    ) -> Vec<Bytes> {
+    fn gone(&mut self, member: &Member, removed: Removed) -> Vec<Bytes> {
+        let Removed { records, others } = removed;
         let mut keys = Vec::with_capacity(records.len() + others.len());
         if !member.own {
             self.freed.insert(Blocker::Quota(member.id));

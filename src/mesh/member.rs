@@ -89,6 +89,15 @@ pub(super) enum Other {
     },
 }
 
+/// What was taken out of a member, by key.
+#[derive(Debug)]
+pub(super) struct Removed {
+    /// Was in force.
+    pub(super) records: Vec<(Bytes, Record)>,
+    /// Was not.
+    pub(super) others: Vec<(Bytes, Other)>,
+}
+
 #[derive(Debug)]
 struct Table<K, V>(HashMap<K, (Mark, V)>);
 
@@ -168,9 +177,8 @@ impl Member {
         list.listing = list.listing.wrapping_add(1);
     }
 
-    /// Removes and returns what `begin_list` marked and nothing confirmed since: records in force,
-    /// and the others.
-    pub(super) fn end_list(&mut self, kind: Kind) -> (Vec<(Bytes, Record)>, Vec<(Bytes, Other)>) {
+    /// Removes and returns what `begin_list` marked and nothing confirmed since.
+    pub(super) fn end_list(&mut self, kind: Kind) -> Removed {
         let list = &mut self.lists[kind as usize];
         list.complete = true;
         let listing = list.listing;
@@ -178,7 +186,7 @@ impl Member {
     }
 
     /// Removes and returns everything of the kind.
-    pub(super) fn drain(&mut self, kind: Kind) -> (Vec<(Bytes, Record)>, Vec<(Bytes, Other)>) {
+    pub(super) fn drain(&mut self, kind: Kind) -> Removed {
         self.extract(kind, |_| true)
     }
 
@@ -324,11 +332,7 @@ impl Member {
         }
     }
 
-    fn extract(
-        &mut self,
-        kind: Kind,
-        gone: impl Fn(&Mark) -> bool + Copy,
-    ) -> (Vec<(Bytes, Record)>, Vec<(Bytes, Other)>) {
+    fn extract(&mut self, kind: Kind, gone: impl Fn(&Mark) -> bool + Copy) -> Removed {
         let live: Vec<(Mark, Bytes, Record)> = match kind {
             Kind::Ips => {
                 let gone = self.ips.extract(gone);
@@ -368,7 +372,10 @@ impl Member {
             .into_iter()
             .map(|(_, suffix, other)| (suffix, other))
             .collect();
-        (live, others)
+        Removed {
+            records: live,
+            others,
+        }
     }
 }
 

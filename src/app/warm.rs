@@ -1,0 +1,271 @@
+//! The mesh as last known, on disk: after a reboot in a peer's outage its addresses still mean what
+//! they did, until the peer says otherwise.
+//!
+//! Always true: the start waits for nobody here; only the sessions with peers begin after what was
+//! saved of them is on its way into the mesh. A file that cannot be read is as none, and that is
+//! logged. What is restored passes the same checks as what comes from a peer.
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::members::Members;
+use crate::{
+    keyspace::{KeyEvent, Kind},
+    limits,
+    mesh::{Fingerprint, Image, Terms, View, fingerprint},
+    peer::{self, MemberEvent},
+    store::Store,
+    types::{ClusterName, MaxClusters},
+};
+
+/// Where members are kept, one file each.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) directory: PathBuf,
+    pub(super) own: ClusterName,
+    pub(super) max_clusters: MaxClusters,
+}
+
+/// Restores, and then saves.
+pub(super) struct Warm {
+    place: Place,
+    view: View,
+    cache: Store,
+    restored: Restored,
+}
+
+impl Warm {
+    pub(super) fn new(place: Place, view: View, cache: Store) -> Self {
+        Self {
+            place,
+            view,
+            cache,
+            restored: Restored::default(),
+        }
+    }
+
+    /// What sessions go on from.
+    pub(super) fn restored(&self) -> Restored {
+        self.restored.clone()
+    }
+
+    /// Restores what was saved, then follows the peers, and saves now and then until cancelled.
+    pub(super) async fn run(
+        self,
+        join: &Members,
+        registry: peer::Registry,
+        cancel: CancellationToken,
+    ) {
+        let load = self.restored.load(self.place.clone(), join, &self.view);
+        if cancel.run_until_cancelled(load).await.is_none() {
+            // Half of it is in the mesh: what is on disk is better.
+            return;
+        }
+        let keep = keep(
+            self.place,
+            self.cache,
+            self.view,
+            limits::SAVE_INTERVAL,
+            cancel.clone(),
+        );
+        let prune = cancel.run_until_cancelled(self.restored.prune(registry.clone()));
+        tokio::join!(registry.run(cancel.clone()), prune, keep);
+    }
+}
+
+/// The channels of members that were restored and whose sessions have not begun.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Restored(Arc<Mutex<HashMap<ClusterName, mpsc::Sender<MemberEvent>>>>);
+
+impl Restored {
+    /// The channel that a member's session goes on with, behind what was restored.
+    pub(super) fn take(&self, name: &ClusterName) -> Option<mpsc::Sender<MemberEvent>> {
+        self.lock().remove(name)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ClusterName, mpsc::Sender<MemberEvent>>> {
+        // A panic elsewhere leaves whole entries behind.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the mesh what was saved.
+    async fn load(&self, place: Place, join: &Members, view: &View) {
+        let images = tokio::task::spawn_blocking(move || place.read_all()).await;
+        for image in images.unwrap_or_default() {
+            let sender = join.join(image.name.clone());
+            self.lock().insert(image.name.clone(), sender.clone());
+            tell(image, &sender, view).await;
+        }
+    }
+
+    /// Withdraws those that are not configured any more, once the configuration is known.
+    async fn prune(&self, registry: peer::Registry) {
+        while !registry.scanned() {
+            tokio::time::sleep(limits::PEER_SCAN_SETTLE).await;
+        }
+        let configured: HashSet<_> = registry.statuses().into_iter().map(|s| s.name).collect();
+        let gone: Vec<_> = self
+            .lock()
+            .extract_if(|name, _| !configured.contains(name))
+            .collect();
+        for (name, sender) in gone {
+            tracing::info!(clusterName = %name, "Remote cluster is not configured any more");
+            // Without the mesh there is nothing to withdraw.
+            sender.send(MemberEvent::Removed { name }).await.ok();
+        }
+    }
+}
+
+async fn tell(image: Image, sender: &mpsc::Sender<MemberEvent>, view: &View) {
+    let Image {
+        name,
+        terms,
+        entries,
+    } = image;
+    tracing::info!(clusterName = %name, count = entries.len(), "Remote cluster restored from disk");
+    for kind in Kind::ALL {
+        let of_kind = |e: &KeyEvent| matches!(e, KeyEvent::Upsert { kind: k, .. } if *k == kind);
+        if entries.iter().any(of_kind) {
+            view.restored.insert((name.clone(), kind));
+        }
+    }
+    let connected = MemberEvent::Connected {
+        name: name.clone(),
+        id: terms.id,
+        config: terms.config,
+        allowed_cidrs: terms.allowed_cidrs,
+        relayed: terms.relayed,
+    };
+    let mut sent = sender.send(connected).await;
+    let mut entries = entries.into_iter();
+    while sent.is_ok() && entries.len() > 0 {
+        let events = entries.by_ref().take(limits::RESTORE_BATCH).collect();
+        let name = name.clone();
+        sent = sender.send(MemberEvent::Keys { name, events }).await;
+    }
+}
+
+/// Saves members that changed, every `every` and when cancelled.
+async fn keep(place: Place, cache: Store, view: View, every: Duration, cancel: CancellationToken) {
+    let mut saved = HashMap::new();
+    let mut last = false;
+    while !last {
+        last = cancel
+            .run_until_cancelled(tokio::time::sleep(every))
+            .await
+            .is_none();
+        let (place, cache, view) = (place.clone(), cache.clone(), view.clone());
+        let work = move || {
+            place.save_all(&cache, &view, &mut saved);
+            saved
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(fingerprints) => saved = fingerprints,
+            Err(_) => return,
+        }
+    }
+}
+
+impl Place {
+    fn read_all(&self) -> Vec<Image> {
+        let Ok(files) = fs::read_dir(&self.directory) else {
+            // The first start.
+            return Vec::new();
+        };
+        let mut images = Vec::new();
+        for file in files.flatten() {
+            let path = file.path();
+            match self.read(&path) {
+                Ok(Some(image)) => images.push(image),
+                Ok(None) => {}
+                Err(error) => tracing::error!(
+                    path = %path.display(),
+                    %error,
+                    "Saved cluster can't be read; nothing is known of it until it answers"
+                ),
+            }
+        }
+        images
+    }
+
+    /// `None` for files that are not a peer's.
+    fn read(&self, path: &Path) -> io::Result<Option<Image>> {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(name) = name.and_then(|name| name.parse::<ClusterName>().ok()) else {
+            return Ok(None);
+        };
+        if fs::metadata(path)?.len() > limits::SAVED_CLUSTER_BYTES_MAX {
+            return Err(io::Error::other("the file is too long"));
+        }
+        let image = Image::read(&fs::read(path)?, self.max_clusters).map_err(io::Error::other)?;
+        if image.name != name || name == self.own {
+            return Err(io::Error::other("the file is of another cluster"));
+        }
+        Ok(Some(image))
+    }
+
+    fn save_all(&self, cache: &Store, view: &View, saved: &mut HashMap<ClusterName, Fingerprint>) {
+        let members = view.terms.iter().filter(|entry| *entry.key() != self.own);
+        let members: Vec<_> = members
+            .map(|entry| (entry.key().clone(), entry.value().clone()))
+            .collect();
+        self.remove_others(&members.iter().map(|(name, _)| name.clone()).collect());
+        saved.retain(|name, _| members.iter().any(|(member, _)| member == name));
+        for (name, terms) in members {
+            let fingerprint = fingerprint(&name, cache);
+            if saved.get(&name) == Some(&fingerprint) {
+                continue;
+            }
+            match self.save(&name, &terms, cache) {
+                Ok(()) => drop(saved.insert(name, fingerprint)),
+                Err(error) => tracing::error!(
+                    clusterName = %name,
+                    directory = %self.directory.display(),
+                    %error,
+                    "Cluster could not be saved; after a reboot it is unknown until it answers"
+                ),
+            }
+        }
+    }
+
+    fn save(&self, name: &ClusterName, terms: &Terms, cache: &Store) -> io::Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)?;
+        let part = self.directory.join(".part");
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = io::BufWriter::new(options.open(&part)?);
+        Image::write(name, terms, cache, &mut file)?;
+        file.into_inner().map_err(io::Error::other)?.sync_all()?;
+        fs::rename(&part, self.directory.join(name.as_str()))
+    }
+
+    /// Removed peers must not come back.
+    fn remove_others(&self, members: &HashSet<ClusterName>) {
+        let Ok(files) = fs::read_dir(&self.directory) else {
+            return;
+        };
+        for file in files.flatten() {
+            let name = file.file_name();
+            let name = name.to_str().and_then(|name| name.parse().ok());
+            if name.is_some_and(|name: ClusterName| !members.contains(&name))
+                && let Err(error) = fs::remove_file(file.path())
+            {
+                tracing::error!(path = %file.path().display(), %error, "Saved cluster could not be removed");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
