@@ -388,7 +388,7 @@ impl Raw {
                 .flatten(),
             export_policy: self.path("export-policy"),
             clustermesh_cache_ttl: self
-                .parse("clustermesh-cache-ttl", parse_duration)
+                .parse("clustermesh-cache-ttl", parse::duration)
                 .filter(|ttl| !ttl.is_zero()),
             policy_default_local_cluster: self
                 .parse("policy-default-local-cluster", parse_bool)
@@ -522,35 +522,6 @@ fn parse_addr(text: &str) -> Result<SocketAddr, &'static str> {
 fn parse_count(text: &str, max: usize) -> Result<usize, String> {
     let count = text.parse().ok().filter(|count| (1..=max).contains(count));
     count.ok_or_else(|| format!("must be a number from 1 to {max}"))
-}
-
-/// A duration as Go writes them: `0`, `90s`, `15m`, `1h30m`.
-fn parse_duration(text: &str) -> Result<Duration, &'static str> {
-    let error = "must be a duration such as 15m, 90s or 1h30m; 0 means never";
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let (mut rest, mut total) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(error)?;
-        let (number, after) = rest.split_at(digits);
-        let number: u64 = number.parse().map_err(|_cause| error)?;
-        let units = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
-        let found = units.iter().find_map(|(unit, millis)| {
-            let rest = after.strip_prefix(unit)?;
-            Some((rest, number.checked_mul(*millis)?))
-        });
-        let (remaining, millis) = found.ok_or(error)?;
-        total = total
-            .checked_add(Duration::from_millis(millis))
-            .ok_or(error)?;
-        rest = remaining;
-    }
-    if text.is_empty() {
-        Err(error)
-    } else {
-        Ok(total)
-    }
 }
 
 fn parse_bool(text: &str) -> Result<bool, &'static str> {

@@ -19,7 +19,7 @@ use crate::{
         Client, Compare, CompareOp, ConnectOptions, Connector, Error, Event, PutOptions, Txn,
         TxnOp, TxnOpResponse,
     },
-    keyspace::layout::IMPORTER_LOCK,
+    keyspace::{HEARTBEAT, layout::IMPORTER_LOCK},
     limits, mesh,
     peer::Route,
     tls::ClientOptions,
@@ -87,9 +87,11 @@ impl Candidate {
                 tracing::debug!(%error, "Who imports is asked again");
             }
             said = true;
-            cancel
-                .run_until_cancelled(tokio::time::sleep(limits::IMPORTER_RETRY))
-                .await;
+            let wait = async {
+                self.without_store().await;
+                tokio::time::sleep(limits::IMPORTER_RETRY).await;
+            };
+            cancel.run_until_cancelled(wait).await;
         }
         if let Some(lease) = self.lease {
             let release = async { self.connector.connect().await?.lease_revoke(lease).await };
@@ -98,6 +100,28 @@ impl Candidate {
                 tracing::debug!("The importer's lock ends by itself");
             }
         }
+    }
+
+    /// Looks whether the importer is still there when the store is not.
+    async fn without_store(&mut self) {
+        let route = self.route.borrow().clone();
+        let Route::Via {
+            cache: Some(cache), ..
+        } = route
+        else {
+            return;
+        };
+        let Some(endpoint) = cache.endpoints.first() else {
+            return;
+        };
+        let answers = async {
+            let client = Client::connect(&cache, endpoint).await?;
+            client.get(HEARTBEAT).await.map(drop)
+        };
+        let answer = tokio::time::timeout(limits::IMPORTER_RENEW, answers).await;
+        let alive = matches!(answer, Ok(Ok(())));
+        self.election.without_store(Instant::now(), alive);
+        self.say();
     }
 
     /// Holds the lock, or follows who does, as long as the connection lives.

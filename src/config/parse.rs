@@ -22,11 +22,11 @@ pub(super) fn host_and_port(text: &str) -> Result<String, &'static str> {
     (good && port != 0).then(|| text.to_owned()).ok_or(wrong)
 }
 
-/// Go's spelling: numbers with units, `15s`, `1h30m`, `500ms`.
+/// Go's spelling: numbers with units, `15s`, `1h30m`, `500ms`; `0` needs none.
 pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     let wrong = "is not a time like 15s, 10m or 1h30m";
     let mut total = Duration::ZERO;
-    let mut rest = text;
+    let mut rest = if text == "0" { "0s" } else { text };
     while !rest.is_empty() {
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         let (number, more) = rest.split_at(digits);
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn durations_are_spelled_as_in_go() {
-        for (text, seconds) in [("15s", 15), ("10m", 600), ("1h30m", 5400), ("0s", 0)] {
+        for (text, seconds) in [("15s", 15), ("10m", 600), ("1h30m", 5400), ("0", 0)] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));

@@ -174,3 +174,43 @@ fn rewritten(terms: &Terms) -> ClusterConfig {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Options;
+
+    #[test]
+    fn other_nodes_may_follow_what_this_one_listed_itself() {
+        let store = Store::new(Options {
+            cluster_id: 3,
+            history_max: 100,
+        });
+        let mut cache = Cache::new(store.clone(), MaxClusters::C255);
+        let (west, id) = (
+            "west".parse().unwrap(),
+            ClusterId::new(2, MaxClusters::C255).unwrap(),
+        );
+        let shown = |layout: Layout| {
+            let key = layout.canary(Kind::Nodes, &west);
+            store.get(key.as_bytes()).is_some()
+        };
+        cache.connected(&west, id, true);
+        cache.listed(&west, Kind::Nodes);
+        assert!(shown(Layout::Cache) && !shown(Layout::Relay));
+        // It takes over: only what it lists from now on counts.
+        cache.connected(&west, id, false);
+        assert!(shown(Layout::Cache) && !shown(Layout::Relay));
+        cache.listed(&west, Kind::Nodes);
+        assert!(shown(Layout::Relay));
+        // A connection that breaks and comes back changes nothing.
+        cache.connected(&west, id, false);
+        assert!(shown(Layout::Cache) && shown(Layout::Relay));
+        cache.connected(&west, id, true);
+        assert!(shown(Layout::Cache) && !shown(Layout::Relay));
+        cache.connected(&west, id, false);
+        cache.listed(&west, Kind::Nodes);
+        cache.removed(&west);
+        assert!(!shown(Layout::Cache) && !shown(Layout::Relay));
+    }
+}

@@ -15,6 +15,7 @@ use crate::{
 
 mod identities;
 mod outages;
+mod producer;
 
 const NODE_IP: &str = "192.0.2.1";
 
@@ -259,7 +260,7 @@ async fn a_workload_yields_identity_address_and_endpoint() {
 }
 
 #[tokio::test]
-async fn repeated_objects_write_nothing() {
+async fn p5_repeated_objects_write_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut run = Running::start(dir.path(), &store(1), noon).await;
     run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
@@ -281,7 +282,7 @@ async fn repeated_objects_write_nothing() {
 }
 
 #[tokio::test]
-async fn an_address_goes_to_the_next_claimant() {
+async fn p8_an_address_goes_to_the_next_claimant() {
     let dir = tempfile::tempdir().unwrap();
     let mut run = Running::start(dir.path(), &store(1), noon).await;
     let seen = run

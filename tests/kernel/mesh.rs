@@ -45,6 +45,7 @@ fn clusters_of_several_nodes_have_one_importer_and_lose_nothing_with_it() {
     one_connection_per_cluster(&fleet);
     paused(&mut fleet, pids[alive], (alive, dead));
     store_lost(&mut fleet);
+    store_and_importer_lost(&mut fleet);
     clusters_apart(&mut fleet);
 }
 
@@ -217,6 +218,40 @@ fn store_lost(fleet: &mut Fleet) {
     fleet.start_etcd().unwrap();
     let back = eventually(PATIENCE, || importer(fleet).map(drop));
     back.unwrap();
+    one_connection_per_cluster(fleet);
+    for record in records {
+        assert_nothing_withdrawn(&record);
+    }
+}
+
+/// cluster2's store and its importer are one process: the other node goes on alone.
+fn store_and_importer_lost(fleet: &mut Fleet) {
+    let look = || {
+        let text = fleet.verb(B2, &["status"])?;
+        ensure!(
+            text.contains("cache of node1"),
+            "node2 does not read node1's cache:\n{text}"
+        );
+        Ok(())
+    };
+    eventually(PATIENCE, look).unwrap();
+    let records = [(A1, "alone1.watch"), (B2, "alone2.watch")];
+    let records = records.map(|(index, file)| fleet.record(index, file).unwrap());
+    let agent = fleet.agent(B1);
+    fleet.lab.kill(&agent).unwrap();
+    let look = || {
+        for peer in ["cluster1", "cluster3"] {
+            let connections = fleet.connections("cluster2", peer);
+            ensure!(connections.len() == 1, "{peer} is held by {connections:?}");
+        }
+        Ok(())
+    };
+    eventually(PATIENCE, look).unwrap_or_else(|error| panic!("{error:#}\n{}", fleet.tail(B2)));
+    fleet.write_pod(A2, "alone", 23, None).unwrap();
+    let address = fleet.pod_address(A2, 23).to_string();
+    fleet.shows(B2, &["ip", "list"], &[&address]);
+    fleet.start_agent(B1).unwrap();
+    fleet.shows(B1, &["ip", "list"], &[&address]);
     one_connection_per_cluster(fleet);
     for record in records {
         assert_nothing_withdrawn(&record);

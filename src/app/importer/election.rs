@@ -1,10 +1,13 @@
 //! Who imports, as far as this node can tell. Pure: what the cluster store said goes in.
 //!
-//! Always true: once somebody is known to import, only the store's word changes that. While the
-//! store is out of reach, who imports goes on importing, and the others go on reading its cache.
+//! Always true: once somebody is known to import, the store's word changes that. While the store is
+//! out of reach, who imports goes on importing, and the others go on reading its cache; only who
+//! reaches neither imports for itself, until the store is back.
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::limits;
 
 /// What stands in the lock's key.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -45,6 +48,8 @@ pub(super) struct Election {
     started: Instant,
     patience: Duration,
     holder: Option<Holder>,
+    /// Since when neither the store nor the holder's cache can be reached.
+    alone: Option<Instant>,
 }
 
 impl Election {
@@ -55,12 +60,28 @@ impl Election {
             started,
             patience,
             holder: None,
+            alone: None,
         }
     }
 
     /// The store says who holds the lock.
     pub(super) fn held_by(&mut self, holder: Holder) {
         self.holder = Some(holder);
+        self.alone = None;
+    }
+
+    /// The store is out of reach; the holder's cache is or is not.
+    pub(super) fn without_store(&mut self, now: Instant, cache: bool) {
+        let alone = (!cache).then(|| self.alone.unwrap_or(now));
+        // Who is alone for long stays so: to go back and forth would cost lists.
+        if !self.is_alone(now) {
+            self.alone = alone;
+        }
+    }
+
+    fn is_alone(&self, now: Instant) -> bool {
+        self.alone
+            .is_some_and(|since| now >= since + limits::IMPORTER_LEASE_TTL)
     }
 
     pub(super) fn is_this(&self, holder: &Holder) -> bool {
@@ -69,7 +90,7 @@ impl Election {
 
     pub(super) fn importer(&self, now: Instant) -> Importer<'_> {
         match &self.holder {
-            Some(holder) if self.is_this(holder) => Importer::This,
+            Some(holder) if self.is_this(holder) || self.is_alone(now) => Importer::This,
             Some(holder) => Importer::Other(holder),
             // Several may do so at once; that costs connections, and nothing else.
             None if now >= self.deadline() => Importer::This,
@@ -107,6 +128,25 @@ mod tests {
         assert_eq!(election.importer(at(9999)), Importer::Other(&holder("n2")));
         election.held_by(holder("n1"));
         assert_eq!(election.importer(at(0)), Importer::This);
+    }
+
+    #[test]
+    fn a_node_that_reaches_nobody_imports_until_the_store_is_back() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut election = Election::new("n1".to_owned(), start, Duration::from_secs(5));
+        election.held_by(holder("n2"));
+        election.without_store(at(10), false);
+        election.without_store(at(12), false);
+        assert_eq!(election.importer(at(12)), Importer::Other(&holder("n2")));
+        election.without_store(at(12), true);
+        election.without_store(at(14), false);
+        assert_eq!(election.importer(at(16)), Importer::Other(&holder("n2")));
+        assert_eq!(election.importer(at(17)), Importer::This);
+        election.without_store(at(18), true);
+        assert_eq!(election.importer(at(18)), Importer::This);
+        election.held_by(holder("n2"));
+        assert_eq!(election.importer(at(18)), Importer::Other(&holder("n2")));
     }
 
     #[test]

@@ -530,3 +530,30 @@ fn new_file_dials_anew_and_keeps_what_is_known() {
     assert_eq!(world.forgotten, Kind::ALL);
     assert_eq!(world.status().warnings, ["unknown"]);
 }
+
+#[test]
+fn another_nodes_cache_is_followed_behind_canaries_of_its_own() {
+    let mut world = World::new();
+    world.input(Input::File(File {
+        endpoints: 1,
+        relay: Some("n2".to_owned()),
+        cluster_id: None,
+        allowed_cidrs: Arc::default(),
+        warnings: Vec::new(),
+    }));
+    world.input(Input::Opened);
+    world.config("");
+    let text = world.status().status;
+    assert!(text.contains("cache of node n2"), "{text}");
+    world.config(r#"{"id":2,"capabilities":{"cached":true,"syncedCanaries":true}}"#);
+    let subject = world.following.clone().unwrap();
+    assert_eq!((subject.layout, subject.canaries), (Layout::Relay, true));
+    assert!(world.status().status.contains("cache of n2: 1/1 connected"));
+    // Now this node imports: the same peer as its file says, whatever it was listed by before.
+    world.file(1, None);
+    world.input(Input::Opened);
+    world.config(r#"{"id":2,"capabilities":{}}"#);
+    let subject = world.following.clone().unwrap();
+    assert_eq!((subject.layout, subject.canaries), (Layout::State, false));
+    assert_eq!(world.take_told(), ["connected", "connected"]);
+}

@@ -2,7 +2,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_lost_lease_is_replaced_and_what_was_on_it_is_written_again() {
+async fn p3_a_lost_lease_is_replaced_and_what_was_on_it_is_written_again() {
     let dir = tempfile::tempdir().unwrap();
     let mut run = Running::start(dir.path(), &store(1), noon).await;
     let seen = run.send([upsert(workload("a", "db", "10.0.0.1"))]).await;
@@ -21,6 +21,10 @@ async fn a_lost_lease_is_replaced_and_what_was_on_it_is_written_again() {
         (&slaves[0].value, slaves[0].lease),
         (&id.to_string().into(), again.lease)
     );
+    for key in ["cilium/cluster-config/west", "cilium/.heartbeat"] {
+        let kv = run.store.get(key.as_bytes()).unwrap();
+        assert_eq!(kv.lease, again.lease, "{key}");
+    }
     run.stop().await;
 }
 

@@ -106,7 +106,7 @@ mod tests {
 
     /// Goal: one row per rule of the export table, with P6 and P7 of the conformance cases.
     #[test]
-    fn export_follows_the_table() {
+    fn p7_export_follows_the_table_of_annotations() {
         const IP: &str = "clusterIP: 10.96.0.10";
         let slice = "\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
                      metadata: {name: s, labels: {kubernetes.io/service-name: db}}\n";

@@ -138,7 +138,7 @@ fn unfit_interface_annotation_is_reported_and_not_used() {
 
 /// P6: a service that loses `global` or `shared` is deleted.
 #[test]
-fn service_no_longer_shared_is_deleted() {
+fn p6_service_no_longer_shared_is_deleted() {
     let (before, _) = local(&[("a.yaml", CLUSTER)]);
     let key = ServiceKey {
         namespace: "default".to_owned(),
