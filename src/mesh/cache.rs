@@ -177,8 +177,10 @@ fn rewritten(terms: &Terms) -> ClusterConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::store::Options;
+    use crate::{store::Options, types::MaxClusters};
 
     #[test]
     fn other_nodes_may_follow_what_this_one_listed_itself() {
@@ -186,31 +188,38 @@ mod tests {
             cluster_id: 3,
             history_max: 100,
         });
-        let mut cache = Cache::new(store.clone(), MaxClusters::C255);
+        let mut cache = Cache::new(store.clone());
         let (west, id) = (
             "west".parse().unwrap(),
             ClusterId::new(2, MaxClusters::C255).unwrap(),
         );
+        let terms = |relayed| Terms {
+            id,
+            config: ClusterConfig::default(),
+            allowed_cidrs: Arc::default(),
+            relayed,
+        };
         let shown = |layout: Layout| {
             let key = layout.canary(Kind::Nodes, &west);
             store.get(key.as_bytes()).is_some()
         };
-        cache.connected(&west, id, true);
-        cache.listed(&west, Kind::Nodes);
+        cache.connected(&west, &terms(true));
+        cache.listed(&west, Kind::Nodes, true, |_| true);
         assert!(shown(Layout::Cache) && !shown(Layout::Relay));
         // It takes over: only what it lists from now on counts.
-        cache.connected(&west, id, false);
+        cache.connected(&west, &terms(false));
         assert!(shown(Layout::Cache) && !shown(Layout::Relay));
-        cache.listed(&west, Kind::Nodes);
+        cache.listed(&west, Kind::Nodes, false, |_| true);
         assert!(shown(Layout::Relay));
         // A connection that breaks and comes back changes nothing.
-        cache.connected(&west, id, false);
+        cache.connected(&west, &terms(false));
         assert!(shown(Layout::Cache) && shown(Layout::Relay));
-        cache.connected(&west, id, true);
+        cache.connected(&west, &terms(true));
         assert!(shown(Layout::Cache) && !shown(Layout::Relay));
-        cache.connected(&west, id, false);
-        cache.listed(&west, Kind::Nodes);
-        cache.removed(&west);
+        cache.connected(&west, &terms(false));
+        cache.listed(&west, Kind::Nodes, false, |_| true);
+        cache.removed(&west, id, Instant::now());
+        cache.purge(&west);
         assert!(!shown(Layout::Cache) && !shown(Layout::Relay));
     }
 }
