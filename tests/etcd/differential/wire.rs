@@ -44,7 +44,7 @@ pub(super) enum Call {
     /// Nothing is sent; a lease with keys ends by itself.
     AwaitExpiry,
     /// Writes in a row, and nobody looks at the watches in between.
-    Burst(Vec<Call>),
+    Burst(Vec<Self>),
 }
 
 /// What goes up a watch stream.
@@ -82,7 +82,7 @@ pub(super) enum Reply {
     TimeToLive(PbLeaseTimeToLiveResponse),
     Leases(PbLeaseLeasesResponse),
     Sent,
-    Burst(Vec<Result<Reply, Refusal>>),
+    Burst(Vec<Result<Self, Refusal>>),
 }
 
 impl WatchCall {
