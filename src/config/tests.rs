@@ -283,3 +283,34 @@ fn cache_ttl_is_a_duration_as_go_writes_them_and_zero_is_never() {
         assert_eq!(problems[0].0, "clustermesh-cache-ttl", "{text}");
     }
 }
+
+#[test]
+fn a_kvstore_source_is_neither_the_cluster_store_nor_beside_manifests() {
+    let load = |flags: &[&str]| load(&[&MINIMAL[..], flags].concat());
+    let source = "--kvstore-source=etcd.config=/etc/cilium.yaml";
+    let config = load(&[source]).unwrap();
+    assert_eq!(config.kvstore_source, Some("/etc/cilium.yaml".into()));
+    let store = [
+        "--kvstore=etcd",
+        "--kvstore-opt=etcd.config=/etc/cilium.yaml",
+    ];
+    let both = load(&[&store[..], &[source]].concat()).unwrap_err();
+    assert_eq!(both.len(), 1);
+    assert!(both[0].1.contains("--kvstore-opt"), "{}", both[0].1);
+    let both = load(&["--manifests-dir=/m", source]).unwrap_err();
+    assert_eq!((both.len(), both[0].0.as_str()), (1, "kvstore-source"));
+    assert!(both[0].1.contains("--manifests-dir"), "{}", both[0].1);
+    assert!(load(&["--kvstore-source=/etc/cilium.yaml"]).is_err());
+}
+
+#[test]
+fn what_other_nodes_need_has_defaults() {
+    let config = load(&MINIMAL).unwrap();
+    assert_eq!(config.advertise_address, None);
+    assert_eq!(
+        config.tls_local_cert_file,
+        Path::new("/var/lib/tombolo/certs/local.crt")
+    );
+    assert_eq!(config.per_cluster_ready_timeout.as_secs(), 15);
+    assert_eq!(config.global_ready_timeout.as_secs(), 600);
+}
