@@ -21,6 +21,7 @@ use crate::{
     lifecycle::{Readiness, Tasks},
     mesh::View,
     peer::PeerStatus,
+    publish::Views,
     socket,
     store::Store,
     types::{ClusterId, ClusterName, LocalEndpoint, MaxClusters},
@@ -28,6 +29,7 @@ use crate::{
 
 pub mod metrics;
 mod routes;
+mod status;
 pub mod wire;
 
 /// What admin reads. Built once by the wiring.
@@ -43,6 +45,8 @@ pub struct State {
     pub node_name: String,
     /// State of all clusters.
     pub view: View,
+    /// What peers see of this cluster.
+    pub export: Views,
     /// The cluster store, for backups; `None` if it is an etcd elsewhere.
     pub store: Option<Store>,
     /// The sessions, one per configured peer; any order.

@@ -214,6 +214,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         max_clusters: config.max_clusters,
         node_name: config.node_name.clone(),
         view,
+        export: keyspaces.export.clone(),
         store: keyspaces.cluster.as_ref().map(|w| w.store().clone()),
         peers: Arc::new(move || statuses.statuses()),
         endpoints: endpoints_view,

@@ -18,11 +18,13 @@ use crate::{
 };
 
 pub mod certs;
+mod check;
 mod client;
 mod print;
 mod store;
 #[cfg(test)]
 mod tests;
+mod troubleshoot;
 
 /// Joins clusters: publishes, imports and enforces ClusterMesh keyspaces without Kubernetes.
 #[derive(Debug, Parser)]
@@ -39,14 +41,25 @@ enum Verb {
     /// Run the agent.
     Agent(Box<Args>),
     Certs(certs::CertsArgs),
-    /// Show the state of the agent and of its peers.
+    /// Show the state of the agent and of its peers. The exit code is 1 while it is not ready.
     Status {
-        /// Show also the own cluster's counts and the entries refused.
+        /// Show also the own cluster's counts, and of each peer its file, certificates and the
+        /// entries refused.
         #[arg(long)]
         verbose: bool,
+        /// Print one line: OK, or what the agent waits for.
+        #[arg(long, conflicts_with_all = ["verbose", "output"])]
+        brief: bool,
         #[command(flatten)]
         output: Output,
     },
+    /// The peers of this cluster.
+    #[command(subcommand)]
+    Peer(PeerVerb),
+    Troubleshoot(troubleshoot::TroubleshootArgs),
+    /// Peer files.
+    #[command(subcommand)]
+    Config(check::ConfigVerb),
     /// Nodes of all clusters.
     #[command(subcommand)]
     Node(NodeVerb),
@@ -76,6 +89,13 @@ enum Verb {
     Health,
     /// Show the version.
     Version,
+}
+
+#[derive(Debug, Subcommand)]
+enum PeerVerb {
+    /// List them with how much goes each way.
+    #[command(visible_alias = "ls")]
+    List(Output),
 }
 
 #[derive(Debug, Subcommand)]
@@ -251,9 +271,37 @@ async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result
         Verb::Agent(_) | Verb::Certs(_) | Verb::Version => {}
         Verb::Store(StoreVerb::Restore(_)) => {}
         Verb::Store(StoreVerb::Backup { file }) => store::backup(client, &file, out).await?,
-        Verb::Status { verbose, output } => {
+        Verb::Status {
+            verbose,
+            brief,
+            output,
+        } => {
             let status: wire::Status = client.json("/v1/status").await?;
-            output.write(out, &status, |status| print::status(status, verbose))?;
+            output.write(out, &status, |status| match brief {
+                true => print::brief(status),
+                false => print::status(status, verbose),
+            })?;
+            return Ok(exit_code(!status.ready));
+        }
+        Verb::Peer(PeerVerb::List(output)) => {
+            let status: wire::Status = client.json("/v1/status").await?;
+            output.write(out, &status.cluster_mesh.clusters, |clusters| {
+                print::peers(clusters, status.time)
+            })?;
+        }
+        Verb::Troubleshoot(args) => {
+            // On the heap: the future holds connections.
+            let reports = Box::pin(troubleshoot::run(&args, client)).await?;
+            args.output.write(out, &reports, |reports| {
+                troubleshoot::text(reports, args.directory())
+            })?;
+            return Ok(exit_code(troubleshoot::any_failed(&reports)));
+        }
+        Verb::Config(check::ConfigVerb::Check(args)) => {
+            let reports = Box::pin(check::run(&args, client)).await?;
+            args.output
+                .write(out, &reports, |reports| check::text(reports))?;
+            return Ok(exit_code(check::any_failed(&reports)));
         }
         Verb::Node(NodeVerb::List(output)) => {
             let nodes: Vec<wire::Node> = client.json("/v1/nodes").await?;
@@ -326,6 +374,14 @@ async fn monitor(
         out.flush()?;
     }
     Err(Error::StreamEnded)
+}
+
+fn exit_code(failed: bool) -> ExitCode {
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 /// A filter without a source matches every source.

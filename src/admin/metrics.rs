@@ -9,18 +9,10 @@ use prometheus::{
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use super::State;
-use crate::{keyspace::Kind, policy::Direction};
+pub use self::mesh::register_mesh;
+use crate::policy::Direction;
 
-/// Registers what is read from the peers and the mesh.
-///
-/// # Errors
-/// If they are registered already.
-pub fn register_mesh(state: &State) -> Result<(), prometheus::Error> {
-    state
-        .registry
-        .register(Box::new(Statuses::new(MESH, mesh_samples(state.clone()))?))
-}
+mod mesh;
 
 /// Packets dropped for one reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +49,7 @@ pub fn register_drops(
         };
         counts().into_iter().map(sample).collect()
     };
-    registry.register(Box::new(Statuses::new(DROPS, Arc::new(read))?))
+    registry.register(Box::new(Statuses::new(DROPS.to_vec(), Arc::new(read))?))
 }
 
 /// Registers what is known of the cluster store: whether it answers, and how much waits for it.
@@ -79,7 +71,7 @@ pub fn register_kvstore(
         };
         values.into_iter().enumerate().map(sample).collect()
     };
-    registry.register(Box::new(Statuses::new(KVSTORE, Arc::new(read))?))
+    registry.register(Box::new(Statuses::new(KVSTORE.to_vec(), Arc::new(read))?))
 }
 
 const KVSTORE: &[Family] = &[
@@ -97,6 +89,7 @@ const KVSTORE: &[Family] = &[
     },
 ];
 
+#[derive(Debug, Clone, Copy)]
 struct Family {
     name: &'static str,
     help: &'static str,
@@ -119,128 +112,9 @@ const DROPS: &[Family] = &[Family {
     labels: &["reason", "direction"],
 }];
 
-const NODE: &[&str] = &["source_cluster", "source_node_name"];
-const PEER: &[&str] = &["source_cluster", "source_node_name", "target_cluster"];
 const GAUGE: MetricType = MetricType::GAUGE;
 
-const MESH: &[Family] = &[
-    Family {
-        name: "tombolo_clustermesh_remote_clusters",
-        help: "Peers configured on this node. Must equal the number of peer files.",
-        kind: GAUGE,
-        labels: NODE,
-    },
-    Family {
-        name: "tombolo_clustermesh_remote_cluster_readiness_status",
-        help: "1 if the peer is connected and synced. If 0: tombolo status names the failed layer.",
-        kind: GAUGE,
-        labels: PEER,
-    },
-    Family {
-        name: "tombolo_clustermesh_remote_cluster_failures",
-        help: "Failed attempts to reach the peer. If it keeps rising: tombolo status.",
-        kind: GAUGE,
-        labels: PEER,
-    },
-    Family {
-        name: "tombolo_clustermesh_remote_cluster_last_failure_ts",
-        help: "Unix time of the last failed attempt, 0 if there was none.",
-        kind: GAUGE,
-        labels: PEER,
-    },
-    Family {
-        name: "tombolo_clustermesh_remote_cluster_nodes",
-        help: "Nodes that the peer exports. If 0 while ready, look at the peer.",
-        kind: GAUGE,
-        labels: PEER,
-    },
-    Family {
-        name: "tombolo_mesh_entries",
-        help: "Entries held of each cluster, the own one included.",
-        kind: GAUGE,
-        labels: &["target_cluster", "kind"],
-    },
-    Family {
-        name: "tombolo_rejected_keys_total",
-        help: "Entries of a peer that were refused. If it rises: tombolo status --verbose.",
-        kind: MetricType::COUNTER,
-        labels: &["target_cluster", "reason"],
-    },
-];
-
 type Read = Arc<dyn Fn() -> Vec<Sample> + Send + Sync>;
-
-fn mesh_samples(state: State) -> Read {
-    // The registry must not own itself.
-    let State {
-        cluster_name,
-        node_name,
-        view,
-        peers,
-        ..
-    } = state;
-    let own = move |more: Option<&str>| {
-        let mut labels = vec![cluster_name.to_string(), node_name.clone()];
-        labels.extend(more.map(str::to_owned));
-        labels
-    };
-    Arc::new(move || {
-        let peers = peers();
-        let value = f64::from(u32::try_from(peers.len()).unwrap_or(u32::MAX));
-        let mut samples = vec![Sample {
-            family: 0,
-            labels: own(None),
-            value,
-        }];
-        for peer in peers {
-            let nodes = view
-                .counts
-                .get(&(peer.name.clone(), Kind::Nodes))
-                .map_or(0, |n| *n);
-            let values = [
-                u64::from(peer.ready),
-                peer.num_failures,
-                peer.last_failure.unwrap_or(0),
-                nodes,
-            ];
-            for (index, value) in values.into_iter().enumerate() {
-                let labels = own(Some(peer.name.as_str()));
-                samples.push(Sample {
-                    family: 1 + index,
-                    labels,
-                    value: as_float(value),
-                });
-            }
-        }
-        for entry in view.counts.iter() {
-            let (cluster, kind) = entry.key();
-            let kind = match kind {
-                Kind::Nodes => "nodes",
-                Kind::Identities => "identities",
-                Kind::Ips => "ips",
-                Kind::Services => "services",
-                Kind::ServiceExports => "service-exports",
-                Kind::EndpointSlices => "endpoint-slices",
-            };
-            let labels = vec![cluster.to_string(), kind.to_owned()];
-            samples.push(Sample {
-                family: 5,
-                labels,
-                value: as_float(*entry.value()),
-            });
-        }
-        for entry in view.rejected.iter() {
-            let (cluster, reason) = entry.key();
-            let labels = vec![cluster.to_string(), (*reason).to_owned()];
-            samples.push(Sample {
-                family: 6,
-                labels,
-                value: as_float(*entry.value()),
-            });
-        }
-        samples
-    })
-}
 
 /// Prometheus knows only floats; above 2^53 a count loses its last digits.
 #[expect(clippy::cast_precision_loss, reason = "see above")]
@@ -249,14 +123,14 @@ fn as_float(count: u64) -> f64 {
 }
 
 struct Statuses {
-    families: &'static [Family],
+    families: Vec<Family>,
     /// One per family; the registry tells collectors apart by them.
     descs: Vec<Desc>,
     read: Read,
 }
 
 impl Statuses {
-    fn new(families: &'static [Family], read: Read) -> Result<Self, prometheus::Error> {
+    fn new(families: Vec<Family>, read: Read) -> Result<Self, prometheus::Error> {
         let desc = |family: &Family| {
             let labels = family
                 .labels

@@ -1,5 +1,5 @@
 //! The routes and how their answers are put together.
-use std::{convert::Infallible, io, sync::Arc, time::SystemTime};
+use std::{convert::Infallible, io, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -14,12 +14,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
-use super::{State, wire};
+use super::{State, status, wire};
 use crate::{
     journal,
-    keyspace::Kind,
     lifecycle::Readiness,
-    peer::PeerStatus,
     types::{IdentityId, Labels},
 };
 
@@ -46,7 +44,11 @@ pub(super) fn all(state: Arc<State>, token: CancellationToken) -> Router {
     Router::new()
         .route(
             "/v1/status",
-            get(async |state: Shared| Json(status(&state))),
+            get(async |state: Shared| Json(status::status(&state))),
+        )
+        .route(
+            "/v1/cluster",
+            get(async |state: Shared| Json(status::mesh(&state))),
         )
         .route("/v1/nodes", get(async |state: Shared| Json(nodes(&state))))
         .route(
@@ -139,106 +141,6 @@ fn backup(state: &State, token: CancellationToken) -> Response {
     let chunks = ReceiverStream::new(receiver).take_until(token.cancelled_owned());
     let body = Body::from_stream(chunks);
     ([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response()
-}
-
-fn status(state: &State) -> wire::Status {
-    let mut peers = (state.peers)();
-    peers.sort_by(|a, b| a.name.cmp(&b.name));
-    let clusters: Vec<_> = peers
-        .iter()
-        .map(|peer| remote_cluster(state, peer))
-        .collect();
-    let services = clusters.iter().map(|c| c.counts.num_shared_services).max();
-    let waiting = state.readiness.waiting();
-    let endpoints = state.endpoints.borrow().clone();
-    let not_enforced = endpoints.iter().filter(|e| e.interface.is_none());
-    let mut not_enforced: Vec<_> = not_enforced
-        .map(|e| format!("{}/{}", e.namespace, e.name))
-        .collect();
-    not_enforced.sort();
-    let rejected = state.view.rejected.iter().map(|entry| {
-        let (cluster, reason) = entry.key();
-        wire::Rejected {
-            cluster: cluster.to_string(),
-            reason: (*reason).to_owned(),
-            count: *entry.value(),
-        }
-    });
-    let mut rejected: Vec<_> = rejected.collect();
-    rejected.sort_by(|a, b| (&a.cluster, &a.reason).cmp(&(&b.cluster, &b.reason)));
-    wire::Status {
-        cluster: wire::Cluster {
-            name: state.cluster_name.to_string(),
-            id: state.cluster_id.get(),
-            max_connected_clusters: state.max_clusters.max_id(),
-        },
-        node_name: state.node_name.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        time: unix_seconds(),
-        uptime_seconds: state.started.elapsed().as_secs(),
-        ready: waiting.is_empty(),
-        waiting,
-        cluster_mesh: wire::ClusterMesh {
-            clusters,
-            num_global_services: services.unwrap_or(0),
-        },
-        local: counts(state, &state.cluster_name),
-        num_local_endpoints: endpoints.len(),
-        not_enforced,
-        errors: (state.errors)(),
-        rejected,
-        datapath: state.datapath.borrow().clone(),
-    }
-}
-
-fn unix_seconds() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.map(|time| time.as_secs()).unwrap_or_default()
-}
-
-fn counts(state: &State, cluster: &crate::types::ClusterName) -> wire::Counts {
-    let count = |kind| {
-        let count = state.view.counts.get(&(cluster.clone(), kind));
-        count.map(|count| *count).unwrap_or_default()
-    };
-    wire::Counts {
-        num_nodes: count(Kind::Nodes),
-        num_endpoints: count(Kind::Ips),
-        num_identities: count(Kind::Identities),
-        num_shared_services: count(Kind::Services),
-    }
-}
-
-fn remote_cluster(state: &State, peer: &PeerStatus) -> wire::RemoteCluster {
-    let config = peer.config.as_ref();
-    wire::RemoteCluster {
-        name: peer.name.to_string(),
-        config_path: peer.config_path.display().to_string(),
-        ready: peer.ready,
-        connected: peer.connected,
-        status: match peer.etcd_cluster_id {
-            Some(id) if peer.connected && !peer.status.contains("ID:") => {
-                format!("{}, ID: {id:x}", peer.status)
-            }
-            _ => peer.status.clone(),
-        },
-        counts: counts(state, &peer.name),
-        num_failures: peer.num_failures,
-        last_failure: peer.last_failure,
-        config: wire::RemoteConfig {
-            required: true,
-            retrieved: config.is_some(),
-            cluster_id: config.map(|c| c.cluster_id.get()).unwrap_or_default(),
-            kvstoremesh: config.is_some_and(|c| c.kvstoremesh),
-            sync_canaries: config.is_some_and(|c| c.sync_canaries),
-        },
-        synced: wire::Synced {
-            nodes: peer.synced.nodes,
-            endpoints: peer.synced.endpoints,
-            identities: peer.synced.identities,
-            services: peer.synced.services,
-        },
-    }
 }
 
 fn nodes(state: &State) -> Vec<wire::Node> {

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     enforcer::{self, DropEvent},
+    peer::Layer,
     policy::Direction,
+    tls::inspect::Certificate,
 };
 
 /// `/v1/status`
@@ -78,6 +80,10 @@ pub struct Counts {
     pub num_identities: u64,
     /// `services/v1`
     pub num_shared_services: u64,
+    /// `serviceexports/v1`
+    pub num_service_exports: u64,
+    /// `endpointslices/v1`
+    pub num_endpoint_slices: u64,
 }
 
 /// One peer.
@@ -92,11 +98,19 @@ pub struct RemoteCluster {
     pub ready: bool,
     /// A connection to its etcd stands.
     pub connected: bool,
-    /// One line about the connection.
+    /// One line about the connection, or about the lowest layer that fails.
     pub status: String,
+    /// The lowest layer that fails; `None` if none does.
+    pub failed_layer: Option<Layer>,
+    /// The endpoint in use, or the one tried last: host and port.
+    pub endpoint: Option<String>,
+    /// When its server last sent something, Unix milliseconds; `None` before the first time.
+    pub last_heard: Option<u64>,
     /// How much of it we hold.
     #[serde(flatten)]
     pub counts: Counts,
+    /// How much of us it may see.
+    pub exported: Counts,
     /// Failed attempts since start.
     pub num_failures: u64,
     /// When the last one was, Unix seconds.
@@ -105,6 +119,23 @@ pub struct RemoteCluster {
     pub config: RemoteConfig,
     /// Which kinds are synced.
     pub synced: Synced,
+    /// What works but is surely not meant, such as unknown keys in its file.
+    pub warnings: Vec<String>,
+    /// The certificates that its file names.
+    pub certificates: Vec<PeerCertificate>,
+}
+
+/// A certificate of a peer's file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PeerCertificate {
+    /// `client` (ours, for this peer) or `ca` (whom we trust there).
+    pub role: String,
+    /// The file.
+    pub path: String,
+    /// Its public parts.
+    #[serde(flatten)]
+    pub certificate: Certificate,
 }
 
 /// What a peer says of itself.
@@ -121,10 +152,15 @@ pub struct RemoteConfig {
     pub kvstoremesh: bool,
     /// It writes canaries.
     pub sync_canaries: bool,
+    /// It can export services by MCS-API (not null), and does (true).
+    pub service_exports_enabled: Option<bool>,
+    /// It writes endpoint slices.
+    pub endpoint_slices: bool,
 }
 
 /// Kinds whose list is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Synced {
     /// `nodes/v1`
     pub nodes: bool,
@@ -134,6 +170,10 @@ pub struct Synced {
     pub identities: bool,
     /// `services/v1`
     pub services: bool,
+    /// `serviceexports/v1`; true also where the peer does not write them.
+    pub service_exports: bool,
+    /// `endpointslices/v1`; true also where the peer does not write them.
+    pub endpoint_slices: bool,
 }
 
 /// Entries refused for one reason.

@@ -1,7 +1,13 @@
 //! Text for people, in the shapes of Cilium's command line.
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{admin::wire, enforcer};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::{admin::wire, keyspace::ClusterConfig, peer::Layer, tls::inspect::Certificate};
+
+pub(super) use self::status::{brief, status};
+
+mod status;
 
 /// Blanks between columns.
 const GAP: usize = 3;
@@ -191,184 +197,121 @@ fn protocol(drop: &wire::Drop) -> String {
     }
 }
 
-pub(super) fn status(status: &wire::Status, verbose: bool) -> String {
-    let mut text = String::new();
-    let cluster = &status.cluster;
-    item(
-        &mut text,
-        "Cluster",
-        &format!(
-            "{} (id {}), node {}",
-            cluster.name, cluster.id, status.node_name
-        ),
-    );
-    let uptime = duration(status.uptime_seconds);
-    item(
-        &mut text,
-        "Agent",
-        &format!("tombolo {}, up {uptime}", status.version),
-    );
-    let waiting = format!("no, waiting for: {}", status.waiting.join(", "));
-    item(
-        &mut text,
-        "Ready",
-        if status.ready { "yes" } else { &waiting },
-    );
-    datapath(&mut text, &status.datapath);
-    let endpoints = status.num_local_endpoints;
-    item(
-        &mut text,
-        "Endpoints",
-        &match status.not_enforced.as_slice() {
-            [] => format!("{endpoints} on this node"),
-            names => format!(
-                "{endpoints} on this node, {} not enforced (no interface known): {}",
-                names.len(),
-                names.join(", ")
-            ),
-        },
-    );
-    if verbose {
-        let counts = counts(&status.local);
-        item(&mut text, "Local cluster", &counts);
-    }
-    let clusters = &status.cluster_mesh.clusters;
-    let ready = clusters.iter().filter(|cluster| cluster.ready).count();
-    let services = status.cluster_mesh.num_global_services;
-    item(
-        &mut text,
-        "ClusterMesh",
-        &format!(
-            "{ready}/{} clusters ready, {services} global-services",
-            clusters.len()
-        ),
-    );
-    for cluster in clusters {
-        remote_cluster(&mut text, cluster, status.time);
-    }
-    if !status.errors.is_empty() {
-        item(&mut text, "Errors", &status.errors.len().to_string());
-        for error in &status.errors {
-            text.push_str(&format!("   {error}\n"));
-        }
-    }
-    let refused: u64 = status.rejected.iter().map(|rejected| rejected.count).sum();
-    if refused > 0 {
-        item(
-            &mut text,
-            "Rejected",
-            &format!("{refused} entries of peers"),
-        );
-        for rejected in status.rejected.iter().filter(|_| verbose) {
-            let wire::Rejected {
-                cluster,
-                reason,
-                count,
-            } = rejected;
-            text.push_str(&format!("   {cluster}: {reason}: {count}\n"));
-        }
-    }
-    text
-}
-
-fn item(text: &mut String, name: &str, value: &str) {
-    text.push_str(&format!("{:24}{value}\n", format!("{name}:")));
-}
-
-fn datapath(text: &mut String, status: &enforcer::Status) {
-    let enforcer::Status {
-        generation: _,
-        endpoints_synced,
-        clusters_synced,
-        enforced,
-        problems,
-        ipcache,
-        policy,
-        restored,
-        epoch,
-        pending,
-        errors_total,
-        last_error,
-    } = status;
-    let summary = format!(
-        "{enforced} endpoints enforced, {} problems, {pending} writes pending, {errors_total} failures",
-        problems.len()
-    );
-    item(text, "Datapath", &summary);
-    let clusters: Vec<_> = clusters_synced.iter().map(u32::to_string).collect();
-    let mut lines = vec![
-        format!("maps: ipcache={ipcache}, policy={policy}, restored={restored}, epoch={epoch}"),
-        format!(
-            "synchronization status: endpoints={endpoints_synced}, clusters={}",
-            clusters.join(",")
-        ),
-    ];
-    let problem = |(id, problem): (_, &String)| format!("endpoint {id}: {problem}");
-    lines.extend(problems.iter().map(problem));
-    lines.extend(
-        last_error
-            .iter()
-            .map(|error| format!("last failure: {error}")),
-    );
-    for line in lines {
-        text.push_str(&format!("   └  {line}\n"));
-    }
-}
-
-fn counts(counts: &wire::Counts) -> String {
-    format!(
-        "{} nodes, {} endpoints, {} identities, {} services",
-        counts.num_nodes, counts.num_endpoints, counts.num_identities, counts.num_shared_services
-    )
-}
-
-fn remote_cluster(text: &mut String, cluster: &wire::RemoteCluster, now: u64) {
-    let readiness = if cluster.ready { "ready" } else { "not-ready" };
-    let last = cluster.last_failure.map_or_else(
-        || "never".to_owned(),
-        |time| format!("{} ago", duration(now.saturating_sub(time))),
-    );
-    let mut lines = format!(
-        "   {}: {readiness}, {}, {} failures (last: {last})\n   └  {}\n",
-        cluster.name,
-        counts(&cluster.counts),
-        cluster.num_failures,
-        cluster.status
-    );
-    let wire::RemoteConfig {
-        required,
-        retrieved,
-        cluster_id,
-        kvstoremesh,
-        sync_canaries,
-    } = cluster.config;
-    lines.push_str(&format!(
-        "   └  remote configuration: expected={required}, retrieved={retrieved}"
-    ));
-    if retrieved {
-        lines.push_str(&format!(
-            ", cluster-id={cluster_id}, kvstoremesh={kvstoremesh}, sync-canaries={sync_canaries}"
-        ));
-    }
-    let wire::Synced {
-        nodes,
-        endpoints,
-        identities,
-        services,
-    } = cluster.synced;
-    lines.push_str(&format!(
-        "\n   └  synchronization status: nodes={nodes}, endpoints={endpoints}, \
-         identities={identities}, services={services}\n"
-    ));
-    text.push_str(&lines);
-}
-
 /// `1h2m3s`, as Go prints it.
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     match (hours, minutes) {
         (0, 0) => format!("{rest}s"),
         (0, _) => format!("{minutes}m{rest}s"),
         _ => format!("{hours}h{minutes}m{rest}s"),
+    }
+}
+
+/// The layer in words.
+pub(super) const fn layer(layer: Layer) -> &'static str {
+    match layer {
+        Layer::File => "File",
+        Layer::Resolve => "Name resolution",
+        Layer::Tcp => "TCP",
+        Layer::Tls => "TLS",
+        Layer::Authorization => "Authorization",
+        Layer::ClusterConfig => "Cluster-config",
+        Layer::Canaries => "Canaries",
+        Layer::Heartbeat => "Heartbeat",
+    }
+}
+
+/// A certificate in one line.
+pub(super) fn certificate(certificate: &Certificate) -> String {
+    let Certificate {
+        serial,
+        subject,
+        issuer,
+        names,
+        not_before,
+        not_after,
+    } = certificate;
+    let names = match names.as_slice() {
+        [] => String::new(),
+        names => format!(", for {}", names.join(" ")),
+    };
+    format!(
+        "subject {subject}{names}, issuer {issuer}, serial {serial}, valid from {} to {}",
+        date(*not_before),
+        date(*not_after)
+    )
+}
+
+/// Unix seconds in UTC.
+pub(super) fn date(unix_seconds: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(unix_seconds).ok();
+    let text = time.and_then(|time| time.format(&Rfc3339).ok());
+    text.unwrap_or_else(|| unix_seconds.to_string())
+}
+
+/// What a peer says of itself, in the words of the status.
+pub(super) fn remote_config(config: &ClusterConfig) -> String {
+    let capabilities = &config.capabilities;
+    format!(
+        "cluster-id={}, kvstoremesh={}, sync-canaries={}",
+        config.id, capabilities.cached, capabilities.synced_canaries
+    )
+}
+
+/// All peers, and how much goes each way.
+pub(super) fn peers(clusters: &[wire::RemoteCluster], now: u64) -> String {
+    let header = [
+        "NAME",
+        "ID",
+        "STATE",
+        "ENDPOINT",
+        "IMPORTED",
+        "EXPORTED",
+        "LAST HEARD",
+        "FILE",
+    ];
+    let row = |peer: &wire::RemoteCluster| {
+        let state = match (peer.ready, peer.failed_layer) {
+            (true, _) => "ready".to_owned(),
+            (false, Some(failed)) => format!("not-ready ({})", layer(failed)),
+            (false, None) => "not-ready".to_owned(),
+        };
+        let id = peer.config.retrieved.then_some(peer.config.cluster_id);
+        vec![
+            peer.name.clone(),
+            text(id),
+            state,
+            text(peer.endpoint.as_ref()),
+            total(&peer.counts).to_string(),
+            total(&peer.exported).to_string(),
+            heard(peer, now),
+            peer.config_path.clone(),
+        ]
+    };
+    table(&header, clusters.iter().map(row))
+}
+
+fn total(counts: &wire::Counts) -> u64 {
+    let wire::Counts {
+        num_nodes,
+        num_endpoints,
+        num_identities,
+        num_shared_services,
+        num_service_exports,
+        num_endpoint_slices,
+    } = counts;
+    num_nodes
+        + num_endpoints
+        + num_identities
+        + num_shared_services
+        + num_service_exports
+        + num_endpoint_slices
+}
+
+/// How long ago the peer was last heard from; `now` in Unix seconds.
+fn heard(peer: &wire::RemoteCluster, now: u64) -> String {
+    match peer.last_heard {
+        Some(millis) => format!("{} ago", duration(now.saturating_sub(millis / 1000))),
+        None => "never".to_owned(),
     }
 }

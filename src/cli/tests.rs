@@ -1,6 +1,10 @@
 //! Goal: what operators read is right to the letter. Method: a real agent socket over a made-up
 //! state, and the verbs as typed.
-use std::{path::Path, sync::Arc, time::Duration, time::Instant};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use clap::Parser as _;
 use tokio::sync::{broadcast, watch};
@@ -12,8 +16,9 @@ use crate::{
     keyspace::Kind,
     lifecycle::{Readiness, ReadyToken, Tasks},
     mesh::{IdentityView, IpTarget, NodeView, View},
-    peer::{PeerStatus, RemoteConfig, SyncedKinds},
+    peer::{Layer, PeerStatus, RemoteConfig, SyncedKinds},
     policy::Direction,
+    publish::{ExportPolicy, Views},
     socket,
     store::{Options, Store},
     types::{
@@ -22,12 +27,17 @@ use crate::{
     },
 };
 
+mod check;
+mod metrics;
+mod status;
+
 struct Agent {
     runtime: tokio::runtime::Runtime,
     tasks: Tasks,
     dir: tempfile::TempDir,
     bound: admin::Bound,
     drops: broadcast::Sender<DropEvent>,
+    peers: Peers,
     pending: Option<ReadyToken>,
     _senders: Senders,
 }
@@ -114,7 +124,7 @@ fn peers() -> Vec<PeerStatus> {
         config_path: "/var/lib/clustermesh/cluster2.config".into(),
         ready: true,
         connected: true,
-        status: "etcd: 1/1 connected, has-quorum=true".to_owned(),
+        status: "etcd: 1/1 connected, ID: cdbc8223a1135072".to_owned(),
         layer: None,
         endpoint: Some("cluster2.mesh.cilium.io:2379".to_owned()),
         warnings: Vec::new(),
@@ -130,7 +140,11 @@ fn peers() -> Vec<PeerStatus> {
         name: name("cluster3"),
         ready: false,
         connected: false,
-        status: "Waiting for initial connection to be established".to_owned(),
+        status: "dial 192.0.2.3:2379: Connection refused (os error 111)".to_owned(),
+        layer: Some(Layer::Tcp),
+        endpoint: Some("192.0.2.3:2379".to_owned()),
+        warnings: vec!["unknown key endpoint".to_owned()],
+        last_heard: None,
         etcd_cluster_id: None,
         config: None,
         synced: SyncedKinds::default(),
@@ -193,6 +207,17 @@ fn store() -> Store {
     store
 }
 
+/// What peers see: a node and an address.
+fn export() -> Views {
+    let views = Views::new(&ExportPolicy::default(), store);
+    let view = views.of(None).store;
+    for key in ["nodes/v1/cluster1/node1", "ip/v1/default/10.61.0.2"] {
+        let key = format!("cilium/state/{key}");
+        view.put(key.into(), "{}".into(), 0).unwrap();
+    }
+    views
+}
+
 fn enforced() -> enforcer::Status {
     enforcer::Status {
         endpoints_synced: true,
@@ -208,17 +233,21 @@ fn enforced() -> enforcer::Status {
     }
 }
 
-fn state(readiness: Readiness) -> (State, Senders) {
+type Peers = Arc<Mutex<Vec<PeerStatus>>>;
+
+fn state(readiness: Readiness, peers: &Peers) -> (State, Senders) {
     let (endpoints, endpoints_rx) = watch::channel(vec![Arc::new(endpoint())]);
     let (datapath, datapath_rx) = watch::channel(enforced());
+    let peers = Arc::clone(peers);
     let state = State {
         cluster_name: name("cluster1"),
         cluster_id: ClusterId::new(101, MaxClusters::C255).unwrap(),
         max_clusters: MaxClusters::C255,
         node_name: "node1".to_owned(),
         view: view(),
+        export: export(),
         store: Some(store()),
-        peers: Arc::new(peers),
+        peers: Arc::new(move || peers.lock().unwrap().clone()),
         endpoints: endpoints_rx,
         drops: broadcast::channel(4).0,
         readiness,
@@ -251,7 +280,8 @@ impl Agent {
         let dir = tempfile::tempdir().unwrap();
         let readiness = Readiness::new();
         let pending = Some(readiness.pending("peer/cluster3"));
-        let (state, senders) = state(readiness);
+        let peers = Arc::new(Mutex::new(peers()));
+        let (state, senders) = state(readiness, &peers);
         let drops = state.drops.clone();
         let any = "127.0.0.1:0".parse().ok();
         let path = dir.path().join("a.sock");
@@ -271,6 +301,7 @@ impl Agent {
             dir,
             bound,
             drops,
+            peers,
             pending,
             _senders: senders,
         }
@@ -284,6 +315,13 @@ impl Agent {
     fn says(&self, words: &str) -> String {
         let (result, output) = run_words(words, &self.path());
         assert_eq!(result.unwrap(), ExitCode::SUCCESS, "{words}");
+        output
+    }
+
+    /// The same for words that end with a failure.
+    fn fails(&self, words: &str) -> String {
+        let (result, output) = run_words(words, &self.path());
+        assert_eq!(result.unwrap(), ExitCode::FAILURE, "{words}");
         output
     }
 }
@@ -357,52 +395,6 @@ ENDPOINT   IDENTITY   POD                    LABELS (source:key[=value])        
                                              k8s:io.cilium.k8s.policy.cluster=cluster1
 "
     );
-}
-
-#[test]
-fn status_has_the_mesh_block_of_cilium() {
-    let agent = Agent::start();
-    let text = agent.says("status --verbose");
-    let block = "\
-ClusterMesh:            1/2 clusters ready, 3 global-services
-   cluster2: ready, 1 nodes, 0 endpoints, 0 identities, 3 services, 0 failures (last: never)
-   └  etcd: 1/1 connected, has-quorum=true, ID: cdbc8223a1135072
-   └  remote configuration: expected=true, retrieved=true, cluster-id=102, kvstoremesh=false, sync-canaries=true
-   └  synchronization status: nodes=true, endpoints=true, identities=true, services=true
-   cluster3: not-ready, 0 nodes, 0 endpoints, 0 identities, 0 services, 4 failures (last: ";
-    assert!(text.contains(block), "{text}");
-    let rest = " ago)
-   └  Waiting for initial connection to be established
-   └  remote configuration: expected=true, retrieved=false
-   └  synchronization status: nodes=false, endpoints=false, identities=false, services=false
-Errors:                 1
-   policy /p/a.yaml: spec.ingress: unknown field
-Rejected:               2 entries of peers
-   cluster2: identity-range: 2
-";
-    assert!(text.ends_with(rest), "{text}");
-    let head = "Cluster:                cluster1 (id 101), node node1\n";
-    assert!(text.starts_with(head), "{text}");
-    assert!(
-        text.contains("Ready:                  no, waiting for: peer/cluster3\n"),
-        "{text}"
-    );
-    let datapath = "\
-Datapath:               2 endpoints enforced, 1 problems, 0 writes pending, 1 failures
-   └  maps: ipcache=12, policy=8, restored=0, epoch=4
-   └  synchronization status: endpoints=true, clusters=101,102
-   └  endpoint 3834: open lxc7: no such device
-   └  last failure: write the policy map: out of memory
-Endpoints: ";
-    assert!(text.contains(datapath), "{text}");
-    let not_enforced = "1 not enforced (no interface known): default/protected-db\n";
-    assert!(text.contains(not_enforced), "{text}");
-    let json: serde_json::Value = serde_json::from_str(&agent.says("status -o json")).unwrap();
-    assert_eq!(
-        json["cluster-mesh"]["clusters"][0]["num-shared-services"],
-        3
-    );
-    assert_eq!(json["datapath"]["enforced"], 2);
 }
 
 #[test]
@@ -501,36 +493,6 @@ fn http(addr: std::net::SocketAddr, route: &str) -> String {
 }
 
 #[test]
-fn tcp_has_health_or_metrics_only() {
-    let agent = Agent::start();
-    let (health, metrics) = (agent.bound.health.unwrap(), agent.bound.prometheus.unwrap());
-    assert!(http(health, "/healthz").starts_with("HTTP/1.1 200"));
-    assert!(http(health, "/readyz").starts_with("HTTP/1.1 500"));
-    for (addr, route) in [
-        (health, "/v1/status"),
-        (health, "/metrics"),
-        (metrics, "/v1/status"),
-    ] {
-        assert!(http(addr, route).starts_with("HTTP/1.1 404"), "{route}");
-    }
-    let text = http(metrics, "/metrics");
-    let node = "source_cluster=\"cluster1\",source_node_name=\"node1\"";
-    for line in [
-        "# TYPE tombolo_drop_count_total counter".to_owned(),
-        "tombolo_drop_count_total{direction=\"INGRESS\",reason=\"Policy denied\"} 7".to_owned(),
-        format!("tombolo_clustermesh_remote_clusters{{{node}}} 2"),
-        format!(
-            "tombolo_clustermesh_remote_cluster_failures{{{node},target_cluster=\"cluster3\"}} 4"
-        ),
-        "tombolo_rejected_keys_total{reason=\"identity-range\",target_cluster=\"cluster2\"} 2"
-            .to_owned(),
-        "tombolo_mesh_entries{kind=\"services\",target_cluster=\"cluster2\"} 3".to_owned(),
-    ] {
-        assert!(text.contains(&line), "{line}\n{text}");
-    }
-}
-
-#[test]
 fn socket_is_private_and_never_taken_from_a_living_agent() {
     use std::os::unix::fs::PermissionsExt as _;
     let agent = Agent::start();
@@ -546,7 +508,12 @@ fn socket_is_private_and_never_taken_from_a_living_agent() {
             prometheus: None,
             health: None,
         };
-        admin::start(&Tasks::new(), &listen, state(Readiness::new()).0).unwrap_err()
+        admin::start(
+            &Tasks::new(),
+            &listen,
+            state(Readiness::new(), &Arc::default()).0,
+        )
+        .unwrap_err()
     };
     assert!(matches!(
         start(agent.path()),

@@ -1,0 +1,95 @@
+use std::io::{Read as _, Write as _};
+
+use super::*;
+
+fn http(addr: std::net::SocketAddr, route: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    write!(
+        stream,
+        "GET {route} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+impl Agent {
+    fn metrics(&self) -> String {
+        let answer = http(self.bound.prometheus.unwrap(), "/metrics");
+        let (_, text) = answer.split_once("\r\n\r\n").unwrap();
+        text.to_owned()
+    }
+}
+
+#[test]
+fn tcp_has_health_or_metrics_only() {
+    let agent = Agent::start();
+    let (health, metrics) = (agent.bound.health.unwrap(), agent.bound.prometheus.unwrap());
+    assert!(http(health, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(http(health, "/readyz").starts_with("HTTP/1.1 500"));
+    for (addr, route) in [
+        (health, "/v1/status"),
+        (health, "/metrics"),
+        (metrics, "/v1/status"),
+        (metrics, "/v1/cluster"),
+    ] {
+        assert!(http(addr, route).starts_with("HTTP/1.1 404"), "{route}");
+    }
+}
+
+#[test]
+fn series_have_the_names_and_labels_of_ciliums() {
+    let text = Agent::start().metrics();
+    let node = "source_cluster=\"cluster1\",source_node_name=\"node1\"";
+    let of = |peer: &str| format!("{node},target_cluster=\"{peer}\"");
+    let (two, three) = (of("cluster2"), of("cluster3"));
+    let cached = "source_cluster=\"cluster1\",target_cluster=\"cluster3\"";
+    for line in [
+        "# TYPE tombolo_drop_count_total counter".to_owned(),
+        "tombolo_drop_count_total{direction=\"INGRESS\",reason=\"Policy denied\"} 7".to_owned(),
+        format!("tombolo_clustermesh_remote_clusters{{{node}}} 2"),
+        format!("tombolo_clustermesh_global_services{{{node}}} 3"),
+        format!("tombolo_clustermesh_peer_configured{{{three}}} 1"),
+        format!("tombolo_clustermesh_remote_cluster_readiness_status{{{two}}} 1"),
+        format!("tombolo_clustermesh_remote_cluster_readiness_status{{{three}}} 0"),
+        format!("tombolo_clustermesh_remote_cluster_failures{{{three}}} 4"),
+        format!("tombolo_clustermesh_remote_cluster_last_failure_ts{{{three}}} 1"),
+        format!("tombolo_clustermesh_remote_cluster_nodes{{{two}}} 1"),
+        format!("tombolo_clustermesh_remote_cluster_endpoints{{{two}}} 0"),
+        format!("tombolo_clustermesh_remote_cluster_services{{{two}}} 3"),
+        "tombolo_kvstoremesh_remote_clusters{source_cluster=\"cluster1\"} 2".to_owned(),
+        format!("tombolo_kvstoremesh_remote_cluster_failures{{{cached}}} 4"),
+        format!("tombolo_kvstoremesh_remote_cluster_readiness_status{{{cached}}} 0"),
+        "tombolo_kvstoremesh_kvstore_initial_sync_completed{action=\"read\",scope=\"nodes/v1\",\
+         source_cluster=\"cluster2\"} 1"
+            .to_owned(),
+        "tombolo_rejected_keys_total{reason=\"identity-range\",target_cluster=\"cluster2\"} 2"
+            .to_owned(),
+        "tombolo_mesh_entries{kind=\"services\",target_cluster=\"cluster2\"} 3".to_owned(),
+    ] {
+        assert!(
+            text.contains(&format!("{line}\n")) || text.contains(&line),
+            "{line}\n{text}"
+        );
+    }
+    let age = "tombolo_clustermesh_remote_cluster_cache_age_seconds";
+    let ages = text.lines().filter(|line| line.starts_with(age));
+    let ages: Vec<&str> = ages.collect();
+    assert_eq!(ages.len(), 1, "cluster3 was never heard from: {ages:?}");
+    assert!(ages[0].contains("cluster2"));
+}
+
+#[test]
+fn series_of_a_removed_peer_disappear() {
+    let agent = Agent::start();
+    assert!(agent.metrics().contains("cluster3"));
+    agent
+        .peers
+        .lock()
+        .unwrap()
+        .retain(|peer| peer.name.as_str() != "cluster3");
+    let text = agent.metrics();
+    assert!(!text.contains("cluster3"), "{text}");
+    assert!(text.contains("target_cluster=\"cluster2\""));
+}
