@@ -479,19 +479,6 @@ fn health_follows_readiness() {
     assert_eq!(agent.says("health"), "Ready\n");
 }
 
-fn http(addr: std::net::SocketAddr, route: &str) -> String {
-    use std::io::{Read as _, Write as _};
-    let mut stream = std::net::TcpStream::connect(addr).unwrap();
-    write!(
-        stream,
-        "GET {route} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
 #[test]
 fn socket_is_private_and_never_taken_from_a_living_agent() {
     use std::os::unix::fs::PermissionsExt as _;

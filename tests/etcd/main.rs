@@ -25,6 +25,7 @@ mod tls_local;
 mod tls_reload;
 mod tls_roles;
 mod tls_table;
+mod troubleshoot;
 mod views;
 mod watch;
 

@@ -12,7 +12,7 @@ use crate::{
     limits,
     peer::{ConfigFile, Layer, inspect::subject},
     tls::{
-        ClientTls,
+        ClientTls, Reason,
         inspect::{self, Certificate, Session},
     },
     types::{ClusterName, MaxClusters},
@@ -77,7 +77,10 @@ impl Walk<'_> {
             Step::bad(Layer::Resolve, text, next)
         })?;
         let shown: Vec<_> = addresses.iter().map(|a| a.ip().to_string()).collect();
-        let text = format!("{host} is {}", shown.join(", "));
+        let text = match host.parse::<std::net::IpAddr>() {
+            Ok(_) => format!("{host} is an address"),
+            Err(_) => format!("{host} is {}", shown.join(", ")),
+        };
         steps.push(Step::good(Layer::Resolve, text));
 
         let tcp = self.within(etcd::dial(&addresses)).await;
@@ -137,10 +140,13 @@ impl Walk<'_> {
             Ok(Ok(session)) => session,
             Ok(Err(error)) => {
                 let refused = error.alert();
+                let hung_up = matches!(error.reason(), Reason::Closed | Reason::NotTls);
                 let text = format!("{:#}", anyhow::Error::from(error));
-                let text = refused.map_or(text, |alert| {
-                    format!("the server refused us with the alert {alert}")
-                });
+                let text = match refused {
+                    Some(alert) => format!("the server refused us with the alert {alert}"),
+                    None if hung_up => format!("{text}; does this port speak TLS at all?"),
+                    None => text,
+                };
                 return Err(self.tls_failed(endpoint, text, self.seen(endpoint).await));
             }
             Err(_) => {
