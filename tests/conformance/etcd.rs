@@ -1,6 +1,7 @@
 //! A real etcd as a Cilium cluster runs it: client certificates required, the common name is the
 //! user, and the roles `remote` and `local` may read what Cilium grants them.
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     process::{Child, Command, Stdio},
@@ -9,7 +10,7 @@ use std::{
 
 use etcd_client::{
     Client, CompactionOptions, ConnectOptions, DeleteOptions, GetOptions, KeyValue, Permission,
-    Txn, TxnOp, UserAddOptions,
+    Txn, TxnOp, UserAddOptions, WatchOptions, EventType, LeaseStatus,
 };
 
 use tokio::{
@@ -20,7 +21,7 @@ use tokio::{
 use super::{pki::Pki, wait::eventually};
 
 /// The cluster's own user, who may do everything, and those who read.
-const CLIENTS: [&str; 3] = ["admin", "remote", "local"];
+const CLIENTS: [&str; 4] = ["admin", "remote", "local", "publisher"];
 /// Steps of one transaction that etcd takes.
 const BATCH: usize = 128;
 /// Of the test's own client, which comes over the plain listener.
@@ -211,20 +212,62 @@ impl Etcd {
         found.kvs().to_vec()
     }
 
+    /// The user `publisher`, made at the first call, may write these prefixes as well, and read all.
+    pub(crate) async fn let_publish(&self, prefixes: &[&str]) {
+        let mut client = self.client().await;
+        let user = "publisher";
+        if client.role_add(user).await.is_ok() {
+            let all = Permission::read("cilium/").with_prefix();
+            client.role_grant_permission(user, all).await.unwrap();
+            let without_password = Some(UserAddOptions::new().with_no_pwd());
+            client.user_add(user, "", without_password).await.unwrap();
+            client.user_grant_role(user, user).await.unwrap();
+        }
+        for prefix in prefixes {
+            let write = Permission::read_write(*prefix).with_prefix();
+            client.role_grant_permission(user, write).await.unwrap();
+        }
+    }
+
+    /// Ends all leases; returns which there were.
+    pub(crate) async fn end_leases(&self) -> Vec<i64> {
+        let mut client = self.client().await;
+        let leases = client.leases().await.unwrap();
+        let leases: Vec<i64> = leases.leases().iter().map(LeaseStatus::id).collect();
+        for lease in &leases {
+            client.lease_revoke(*lease).await.unwrap();
+        }
+        leases
+    }
+
+    /// From now on.
+    pub(crate) async fn history(&self) -> History<'_> {
+        let now = self.client().await.get("x", None).await.unwrap();
+        History {
+            etcd: self,
+            from: now.header().unwrap().revision() + 1,
+        }
+    }
+
     /// How many ranges it has answered.
     pub(crate) async fn ranges(&self) -> u64 {
+        self.handled("Range", "OK").await
+    }
+
+    /// How many calls of this method it has answered so.
+    pub(crate) async fn handled(&self, method: &str, code: &str) -> u64 {
         let mut stream = TcpStream::connect(self.plain).await.unwrap();
         let request = "GET /metrics HTTP/1.0\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
-        let is_ranges = |line: &&str| {
-            let words = ["grpc_server_handled_total", "\"OK\"", "\"Range\""];
-            words.iter().all(|word| line.contains(word))
-        };
-        let line = text.lines().find(is_ranges);
+        let words = [format!("\"{method}\""), format!("\"{code}\"")];
+        let mut lines = text
+            .lines()
+            .filter(|line| line.starts_with("grpc_server_handled_total"));
+        let line = lines.find(|line| words.iter().all(|word| line.contains(word)));
         let count = line.and_then(|line| line.rsplit(' ').next());
-        count.unwrap().parse().unwrap()
+        count.map_or(0, |count| count.parse().unwrap())
     }
 
     /// Forgets everything in front of now.
@@ -239,6 +282,47 @@ impl Etcd {
             .revision();
         let physical = CompactionOptions::new().with_physical();
         client.compact(now, Some(physical)).await.unwrap();
+    }
+}
+
+/// What happens in an etcd from a moment on.
+pub(crate) struct History<'a> {
+    etcd: &'a Etcd,
+    from: i64,
+}
+
+impl History<'_> {
+    /// Keys that changed so far, each once, sorted.
+    pub(crate) async fn changes(&self) -> Vec<String> {
+        self.keys(|_| true).await
+    }
+
+    /// Keys that were deleted so far.
+    pub(crate) async fn deletions(&self) -> Vec<String> {
+        self.keys(|kind| kind == EventType::Delete).await
+    }
+
+    async fn keys(&self, of: impl Fn(EventType) -> bool) -> Vec<String> {
+        const END: &str = "cilium/end-of-history";
+        let mut client = self.etcd.client().await;
+        client.put(END, "", None).await.unwrap();
+        let options = WatchOptions::new()
+            .with_prefix()
+            .with_start_revision(self.from);
+        let mut stream = client.watch("cilium/", Some(options)).await.unwrap();
+        let mut keys = BTreeSet::new();
+        while let Some(message) = stream.message().await.unwrap() {
+            for event in message.events() {
+                let key = event.kv().unwrap().key_str().unwrap().to_owned();
+                if key == END {
+                    return keys.into_iter().collect();
+                }
+                if of(event.event_type()) {
+                    keys.insert(key);
+                }
+            }
+        }
+        panic!("the watch ended");
     }
 }
 
