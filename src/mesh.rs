@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -169,6 +169,13 @@ impl Mesh {
             rejections: Rejections::default(),
             deltas,
         }
+    }
+
+    /// Removes a peer's data from the cache after another time than [`CACHE_GRACE`](crate::limits::CACHE_GRACE).
+    #[must_use]
+    pub const fn with_cache_grace(mut self, grace: Duration) -> Self {
+        self.cache.grace = grace;
+        self
     }
 
     /// The read side; stays valid for the life of the mesh.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use tokio::sync::{broadcast, watch};
 
-use super::{members, new_store, own};
+use super::{members, own};
 use crate::{
     admin, enforcer,
     etcd::Connector,
@@ -31,6 +31,8 @@ pub struct Parts {
     pub own: Connector,
     /// Where peers' entries are copied to.
     pub cache: Store,
+    /// How long the entries of a removed peer stay there.
+    pub cache_grace: Duration,
     /// Where the admin routes are served.
     pub socket_path: PathBuf,
     /// Standing errors for the status.
@@ -47,11 +49,12 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         peers,
         own,
         cache,
+        cache_grace,
         socket_path,
         errors,
     } = parts;
     let deltas = Deltas::new(DELTA_QUEUE_MAX);
-    let mesh = Mesh::new(settings.clone(), cache, deltas.clone());
+    let mesh = Mesh::new(settings.clone(), cache, deltas.clone()).with_cache_grace(cache_grace);
     let view = mesh.view();
     let (join, joining) = members::channel();
     let cancel = tasks.token();
@@ -76,7 +79,7 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         max_clusters: settings.max_clusters,
         node_name: settings.node_name,
         view,
-        store: Some(new_store()),
+        store: None,
         peers: Arc::new(move || registry.statuses()),
         endpoints: watch::channel(Vec::new()).1,
         drops: broadcast::channel(DROP_EVENTS_MAX).0,

@@ -9,8 +9,8 @@ use std::{
 };
 
 use etcd_client::{
-    Client, CompactionOptions, ConnectOptions, DeleteOptions, GetOptions, KeyValue, Permission,
-    Txn, TxnOp, UserAddOptions, WatchOptions, EventType, LeaseStatus,
+    Client, CompactionOptions, ConnectOptions, DeleteOptions, EventType, GetOptions, KeyValue,
+    LeaseStatus, Permission, Txn, TxnOp, UserAddOptions, WatchOptions,
 };
 
 use tokio::{
@@ -241,12 +241,11 @@ impl Etcd {
     }
 
     /// From now on.
-    pub(crate) async fn history(&self) -> History<'_> {
-        let now = self.client().await.get("x", None).await.unwrap();
-        History {
-            etcd: self,
-            from: now.header().unwrap().revision() + 1,
-        }
+    pub(crate) async fn history(&self) -> History {
+        let mut client = self.client().await;
+        let now = client.get("x", None).await.unwrap();
+        let from = now.header().unwrap().revision() + 1;
+        History { client, from }
     }
 
     /// How many ranges it has answered.
@@ -286,12 +285,12 @@ impl Etcd {
 }
 
 /// What happens in an etcd from a moment on.
-pub(crate) struct History<'a> {
-    etcd: &'a Etcd,
+pub(crate) struct History {
+    client: Client,
     from: i64,
 }
 
-impl History<'_> {
+impl History {
     /// Keys that changed so far, each once, sorted.
     pub(crate) async fn changes(&self) -> Vec<String> {
         self.keys(|_| true).await
@@ -304,7 +303,7 @@ impl History<'_> {
 
     async fn keys(&self, of: impl Fn(EventType) -> bool) -> Vec<String> {
         const END: &str = "cilium/end-of-history";
-        let mut client = self.etcd.client().await;
+        let mut client = self.client.clone();
         client.put(END, "", None).await.unwrap();
         let options = WatchOptions::new()
             .with_prefix()

@@ -38,7 +38,10 @@ async fn identity(world: &World, address: &str) -> u32 {
 /// What was taken away since then.
 fn withdrawn(world: &World, mark: Mark) -> Vec<Change> {
     let changes = world.since(mark);
-    changes.into_iter().filter(|change| !change.present).collect()
+    changes
+        .into_iter()
+        .filter(|change| !change.present)
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -46,18 +49,35 @@ async fn p01_an_empty_cluster_has_config_heartbeat_and_all_canaries() {
     let producer = Producer::start(&[]).await;
     let world = reader(&producer).await;
     let status = world.peer("west").await;
-    for count in ["num-nodes", "num-endpoints", "num-identities", "num-shared-services"] {
+    for count in [
+        "num-nodes",
+        "num-endpoints",
+        "num-identities",
+        "num-shared-services",
+    ] {
         assert_eq!(status[count], 0, "{count}");
     }
-    assert_eq!((&status["config"]["cluster-id"], &status["config"]["sync-canaries"]), (&json!(2), &json!(true)));
+    assert_eq!(
+        (
+            &status["config"]["cluster-id"],
+            &status["config"]["sync-canaries"]
+        ),
+        (&json!(2), &json!(true))
+    );
     let config = producer.exported("cilium/cluster-config/west").unwrap();
     let config: Value = serde_json::from_slice(&config.value).unwrap();
-    assert_eq!(config, json!({"id": 2, "capabilities": {"syncedCanaries": true, "maxConnectedClusters": 255}}));
+    assert_eq!(
+        config,
+        json!({"id": 2, "capabilities": {"syncedCanaries": true, "maxConnectedClusters": 255}})
+    );
     for kind in CANARIES {
         assert!(producer.exported(&canary(kind)).is_some(), "{kind}");
     }
     assert!(producer.exported("cilium/.heartbeat").is_some());
-    assert_eq!(producer.exported_keys("cilium/state/"), Vec::<String>::new());
+    assert_eq!(
+        producer.exported_keys("cilium/state/"),
+        Vec::<String>::new()
+    );
     assert!(world.map().values().all(|(_, cluster)| *cluster == 1));
     world.stop().await;
 }
@@ -66,7 +86,13 @@ async fn p01_an_empty_cluster_has_config_heartbeat_and_all_canaries() {
 async fn p02_the_canary_waits_for_an_upsert_that_fails() {
     let mut producer = Producer::stopped("publisher").await;
     // It may write everything but services.
-    let others = ["cilium/cluster-config/", "cilium/state/identities/", "cilium/state/ip/", "cilium/state/nodes/", "tombolo/"];
+    let others = [
+        "cilium/cluster-config/",
+        "cilium/state/identities/",
+        "cilium/state/ip/",
+        "cilium/state/nodes/",
+        "tombolo/",
+    ];
     producer.etcd.let_publish(&others).await;
     let service = service("checkout", GLOBAL);
     producer.write("cluster.yaml", &[NODE, &service]);
@@ -83,7 +109,10 @@ async fn p02_the_canary_waits_for_an_upsert_that_fails() {
     replace(&world.peers().join("west"), &producer.file());
     let is = |p: &Value| p["config"]["retrieved"] == true;
     let waiting = world.until("west", "waits", is).await;
-    assert_eq!((&waiting["ready"], &waiting["synced"]["services"]), (&json!(false), &json!(false)));
+    assert_eq!(
+        (&waiting["ready"], &waiting["synced"]["services"]),
+        (&json!(false), &json!(false))
+    );
     assert_eq!(world.cached(CACHED_SERVICE), None);
 
     producer.etcd.let_publish(&["cilium/state/services/"]).await;
@@ -97,7 +126,12 @@ async fn p02_the_canary_waits_for_an_upsert_that_fails() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p03_what_was_on_a_lost_lease_is_written_under_a_new_one() {
-    let producer = Producer::start(&[NODE, &pod("a", "checkout", POD), &service("checkout", GLOBAL)]).await;
+    let producer = Producer::start(&[
+        NODE,
+        &pod("a", "checkout", POD),
+        &service("checkout", GLOBAL),
+    ])
+    .await;
     let world = reader(&producer).await;
     let before = identity(&world, POD).await;
     world.caches(CACHED_SERVICE).await;
@@ -109,24 +143,44 @@ async fn p03_what_was_on_a_lost_lease_is_written_under_a_new_one() {
     .await;
     // Any write finds out.
     producer.write("more.yaml", &[&pod("b", "other", "10.112.2.45")]);
-    let keys = [POD_KEY, SERVICE_KEY, "cilium/state/nodes/v1/west/n1", "cilium/cluster-config/west"];
+    let keys = [
+        POD_KEY,
+        SERVICE_KEY,
+        "cilium/state/nodes/v1/west/n1",
+        "cilium/cluster-config/west",
+    ];
     for key in keys {
-        let found = eventually(key, async || producer.etcd.list(key).await.into_iter().next()).await;
+        let found = eventually(key, async || {
+            producer.etcd.list(key).await.into_iter().next()
+        })
+        .await;
         assert!(found.lease() != 0 && !old.contains(&found.lease()), "{key}");
     }
     identity(&world, "10.112.2.45").await;
     world.targets(POD, before).await;
     world.caches(CACHED_SERVICE).await;
-    assert!(CANARIES.iter().all(|kind| producer.exported(&canary(kind)).is_some()));
+    assert!(
+        CANARIES
+            .iter()
+            .all(|kind| producer.exported(&canary(kind)).is_some())
+    );
     assert!(producer.exported("cilium/.heartbeat").is_some());
     let status = world.ready("west").await;
-    assert_eq!((&status["num-failures"], &status["num-endpoints"]), (&json!(0), &json!(2)));
+    assert_eq!(
+        (&status["num-failures"], &status["num-endpoints"]),
+        (&json!(0), &json!(2))
+    );
     world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p04_a_clean_restart_deletes_nothing() {
-    let mut producer = Producer::start(&[NODE, &pod("a", "checkout", POD), &service("checkout", GLOBAL)]).await;
+    let mut producer = Producer::start(&[
+        NODE,
+        &pod("a", "checkout", POD),
+        &service("checkout", GLOBAL),
+    ])
+    .await;
     let world = reader(&producer).await;
     let before = identity(&world, POD).await;
     world.caches(CACHED_SERVICE).await;
@@ -134,13 +188,19 @@ async fn p04_a_clean_restart_deletes_nothing() {
     let mark = world.mark();
     let history = producer.etcd.history().await;
     producer.stop().await;
-    world.until("west", "away", |p| p["connected"] == false).await;
+    world
+        .until("west", "away", |p| p["connected"] == false)
+        .await;
     producer.run().await;
     world.ready("west").await;
     producer.write("more.yaml", &[&pod("b", "other", "10.112.2.45")]);
     identity(&world, "10.112.2.45").await;
     assert_eq!(withdrawn(&world, mark), []);
-    let touched: Vec<Change> = world.since(mark).into_iter().filter(|c| c.what.contains(POD)).collect();
+    let touched: Vec<Change> = world
+        .since(mark)
+        .into_iter()
+        .filter(|c| c.what.contains(POD))
+        .collect();
     assert_eq!(touched, [], "unchanged, so nothing of it is told");
     assert_eq!(identity(&world, POD).await, before);
     assert_eq!(history.deletions().await, Vec::<String>::new());
@@ -149,7 +209,11 @@ async fn p04_a_clean_restart_deletes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p05_objects_that_did_not_change_are_not_written() {
-    let objects = [NODE.to_owned(), pod("a", "checkout", POD), service("checkout", GLOBAL)];
+    let objects = [
+        NODE.to_owned(),
+        pod("a", "checkout", POD),
+        service("checkout", GLOBAL),
+    ];
     let objects = objects.each_ref().map(String::as_str);
     let producer = Producer::start(&objects).await;
     let world = reader(&producer).await;
@@ -163,7 +227,10 @@ async fn p05_objects_that_did_not_change_are_not_written() {
     assert_eq!(Some(later), world.target(POD), "the same labels");
     let key = "cilium/state/ip/v1/default/10.112.2.45";
     assert_eq!(history.changes().await, [key]);
-    world.assert_only(mark, &["ip 10.112.2.45", "cilium/cache/ip/v1/west/10.112.2.45"]);
+    world.assert_only(
+        mark,
+        &["ip 10.112.2.45", "cilium/cache/ip/v1/west/10.112.2.45"],
+    );
     assert_eq!(world.peer("west").await["num-failures"], 0);
     world.stop().await;
 }
@@ -185,11 +252,16 @@ async fn p06_a_service_that_is_not_shared_or_not_global_any_more_is_deleted() {
         let mark = world.mark();
         producer.write("service.yaml", &[&service("checkout", annotations)]);
         producer.withdraws(SERVICE_KEY).await;
-        eventually("gone", async || world.cached(CACHED_SERVICE).is_none().then_some(())).await;
+        eventually("gone", async || {
+            world.cached(CACHED_SERVICE).is_none().then_some(())
+        })
+        .await;
         world.assert_only(mark, &[CACHED_SERVICE]);
         assert_eq!(producer.etcd.list(SERVICE_KEY).await.len(), 0);
     }
-    world.until("west", "no service", |p| p["num-shared-services"] == 0).await;
+    world
+        .until("west", "no service", |p| p["num-shared-services"] == 0)
+        .await;
     world.stop().await;
 }
 
@@ -197,13 +269,22 @@ async fn p06_a_service_that_is_not_shared_or_not_global_any_more_is_deleted() {
 async fn p07_the_older_annotation_counts_only_without_the_newer() {
     let alias = r#"{"io.cilium/global-service": "true"}"#;
     let both = r#"{"io.cilium/global-service": "true", "service.cilium.io/global": "false"}"#;
-    let producer = Producer::start(&[NODE, &service("checkout", alias), &service("other", both)]).await;
+    let producer =
+        Producer::start(&[NODE, &service("checkout", alias), &service("other", both)]).await;
     let world = reader(&producer).await;
     world.caches(CACHED_SERVICE).await;
     // Whatever follows from the same file is there by now.
-    assert_eq!(producer.exported_keys("cilium/state/services/"), [SERVICE_KEY]);
-    assert_eq!(world.cached_keys("cilium/cache/services/"), [CACHED_SERVICE]);
-    world.until("west", "one service", |p| p["num-shared-services"] == 1).await;
+    assert_eq!(
+        producer.exported_keys("cilium/state/services/"),
+        [SERVICE_KEY]
+    );
+    assert_eq!(
+        world.cached_keys("cilium/cache/services/"),
+        [CACHED_SERVICE]
+    );
+    world
+        .until("west", "one service", |p| p["num-shared-services"] == 1)
+        .await;
     world.stop().await;
 }
 
@@ -215,18 +296,34 @@ async fn p08_an_address_stays_while_one_of_its_pods_lives() {
     let before = identity(&world, POD).await;
     let mark = world.mark();
     // The same application, so that the address keeps its identity as well.
-    producer.write("new.yaml", &[&pod("new", "checkout", POD), &pod("beside", "checkout", "10.112.2.45")]);
+    producer.write(
+        "new.yaml",
+        &[
+            &pod("new", "checkout", POD),
+            &pod("beside", "checkout", "10.112.2.45"),
+        ],
+    );
     identity(&world, "10.112.2.45").await;
     producer.remove("old.yaml");
     eventually("the new pod's record", async || {
         let record = producer.exported(POD_KEY)?.value;
-        String::from_utf8_lossy(&record).contains(r#""K8sPodName":"new""#).then_some(())
+        String::from_utf8_lossy(&record)
+            .contains(r#""K8sPodName":"new""#)
+            .then_some(())
     })
     .await;
     let cached = format!("cilium/cache/ip/v1/west/{POD}");
-    eventually("the cache has it", async || world.cached(&cached)?.contains("\"new\"").then_some(())).await;
+    eventually("the cache has it", async || {
+        world.cached(&cached)?.contains("\"new\"").then_some(())
+    })
+    .await;
     assert_eq!(withdrawn(&world, mark), []);
-    assert!(!world.since(mark).iter().any(|change| change.what == format!("ip {POD}")));
+    assert!(
+        !world
+            .since(mark)
+            .iter()
+            .any(|change| change.what == format!("ip {POD}"))
+    );
     assert_eq!(world.target(POD), Some(before));
     assert_eq!(world.peer("west").await["num-endpoints"], 2);
     producer.remove("new.yaml");

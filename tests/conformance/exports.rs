@@ -42,12 +42,21 @@ async fn r22_a_service_export_of_unknown_type_or_affinity_is_dropped() {
     let (peer, world) = west().await;
     let key = ("serviceexports", "shop/checkout");
     let cached = peer.cached(key.0, key.1);
-    peer.etcd.put(&peer.key(key.0, key.1), export().to_string()).await;
+    peer.etcd
+        .put(&peer.key(key.0, key.1), export().to_string())
+        .await;
     world.caches(&cached).await;
-    let status = world.until("west", "one export", |p| p["num-service-exports"] == 1).await;
+    let status = world
+        .until("west", "one export", |p| p["num-service-exports"] == 1)
+        .await;
     assert_eq!(status["config"]["service-exports-enabled"], true);
     assert_eq!(status["synced"]["service-exports"], true);
-    for (field, value) in [("sessionAffinity", ""), ("sessionAffinity", "x"), ("type", "X"), ("type", "")] {
+    for (field, value) in [
+        ("sessionAffinity", ""),
+        ("sessionAffinity", "x"),
+        ("type", "X"),
+        ("type", ""),
+    ] {
         let bad = with(export(), field, value).to_string();
         world.rejects(&peer, key, bad, "invalid-field").await;
     }
@@ -109,11 +118,18 @@ async fn r23_a_slice_that_expands_too_far_or_has_a_zoned_address_is_dropped() {
     peer.etcd.put(&peer.key(key.0, key.1), good.clone()).await;
     let cached = peer.cached(key.0, key.1);
     world.caches(&cached).await;
-    world.until("west", "one slice", |p| p["num-endpoint-slices"] == 1).await;
+    world
+        .until("west", "one slice", |p| p["num-endpoint-slices"] == 1)
+        .await;
     let bomb = frame(&slice("IPv4", "10.112.2.44"), SLICE_MAX);
     assert!(bomb.len() < 1_000, "small on the wire");
     world.rejects(&peer, key, bomb, "oversize").await;
-    for (kind, address) in [("IPv6", "fe80::1%eth0"), ("IPv6", "10.0.0.1"), ("IPv4", "::1"), ("FQDN", "x.example")] {
+    for (kind, address) in [
+        ("IPv6", "fe80::1%eth0"),
+        ("IPv6", "10.0.0.1"),
+        ("IPv4", "::1"),
+        ("FQDN", "x.example"),
+    ] {
         let bad = frame(&slice(kind, address), 0);
         world.rejects(&peer, key, bad, "invalid-field").await;
     }

@@ -166,7 +166,8 @@ impl Producer {
         });
         let tls = tls.unwrap();
         let keyspaces = Keyspaces {
-            cluster: Some(store(21).into()),
+            // That is the etcd.
+            cluster: None,
             export,
             cache: store(23),
         };

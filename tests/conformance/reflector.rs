@@ -26,15 +26,22 @@ async fn p09_the_cache_stays_while_its_peer_is_out_of_reach() {
     assert_eq!(config, json!({"id": 2, "capabilities": capabilities}));
     let mark = world.mark();
     peer.proxy.cut();
-    let away = world.until("west", "away", |p| p["num-failures"].as_u64() >= Some(2)).await;
-    assert_eq!((&away["connected"], &away["ready"]), (&json!(false), &json!(false)));
+    let away = world
+        .until("west", "away", |p| p["num-failures"].as_u64() >= Some(2))
+        .await;
+    assert_eq!(
+        (&away["connected"], &away["ready"]),
+        (&json!(false), &json!(false))
+    );
     world.assert_nothing(mark);
     // What never comes from this peer has its canary too.
     for kind in KINDS.into_iter().chain(["serviceexports"]) {
         assert!(world.cached(&canary(&peer, kind)).is_some(), "{kind}");
     }
     for (key, value) in peer.basic() {
-        let cached = key.replace("/state/", "/cache/").replace("/default/", "/west/");
+        let cached = key
+            .replace("/state/", "/cache/")
+            .replace("/default/", "/west/");
         let cached = cached.replace("/v1/id/", "/v1/west/id/");
         assert_eq!(world.cached(&cached), Some(value), "{cached}");
     }
@@ -64,9 +71,15 @@ async fn p10_a_removed_peers_config_goes_first_and_its_data_after_a_while() {
     assert_eq!(before.len(), 2 * KINDS.len() + 6, "{before:?}");
     world.leave(&foo);
     let removed = std::time::Instant::now();
-    eventually("config gone", async || world.cached(&foo.config_key()).is_none().then_some(())).await;
+    eventually("config gone", async || {
+        world.cached(&foo.config_key()).is_none().then_some(())
+    })
+    .await;
     // Nothing is enforced any more, but readers that did not notice yet lose nothing.
-    eventually("withdrawn", async || world.target(&foo.pod()).is_none().then_some(())).await;
+    eventually("withdrawn", async || {
+        world.target(&foo.pod()).is_none().then_some(())
+    })
+    .await;
     assert_eq!(data(), before);
     assert_eq!(world.peer("foo").await, Value::Null);
     eventually("data gone", async || data().is_empty().then_some(())).await;
@@ -77,7 +90,12 @@ async fn p10_a_removed_peers_config_goes_first_and_its_data_after_a_while() {
     let first = changes.iter().position(|c| before.contains(&c.what));
     assert!(config < first, "{changes:?}");
     let of_foobar = |change: &&Change| {
-        let parts = [foobar.pod(), foobar.node(), format!("identity {}", foobar.identity(1)), "/foobar".to_owned()];
+        let parts = [
+            foobar.pod(),
+            foobar.node(),
+            format!("identity {}", foobar.identity(1)),
+            "/foobar".to_owned(),
+        ];
         parts.iter().any(|part| change.what.contains(part))
     };
     assert_eq!(changes.iter().find(of_foobar), None);
@@ -104,7 +122,10 @@ async fn p11_what_cannot_be_decoded_is_copied_unchanged() {
         world.settle(&peer).await;
         world.assert_only(mark, &[&key]);
     }
-    assert_eq!((world.target("10.9.9.9"), world.target(&peer.pod())), (None, Some(peer.identity(1))));
+    assert_eq!(
+        (world.target("10.9.9.9"), world.target(&peer.pod())),
+        (None, Some(peer.identity(1)))
+    );
     assert_eq!(world.rejected("west", "undecodable").await, 2);
     world.stop().await;
 }

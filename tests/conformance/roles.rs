@@ -24,7 +24,9 @@ async fn served() -> (Producer, World, Client) {
     world.ready("west").await;
     world.targets("10.7.2.21", 6).await;
     let options = producer.reader();
-    let client = Client::connect(&options, &options.endpoints[0]).await.unwrap();
+    let client = Client::connect(&options, &options.endpoints[0])
+        .await
+        .unwrap();
     (producer, world, client)
 }
 
@@ -41,12 +43,27 @@ async fn unharmed(producer: &Producer, world: World, revision: i64) {
 async fn p12_a_peer_reads_no_config_but_ours() {
     let (producer, world, client) = served().await;
     let revision = producer.export().revision();
-    assert!(client.get("cilium/cluster-config/west").await.unwrap().is_some());
-    for key in ["cilium/cluster-config/north", "cilium/cluster-config/", "cilium/cache/nodes/v1/north/n", "x"] {
+    assert!(
+        client
+            .get("cilium/cluster-config/west")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    for key in [
+        "cilium/cluster-config/north",
+        "cilium/cluster-config/",
+        "cilium/cache/nodes/v1/north/n",
+        "x",
+    ] {
         let error = client.get(key).await.unwrap_err();
         assert_eq!(error.class(), Class::Denied, "{key}: {error}");
     }
-    let error = client.list("cilium/cluster-config/").page().await.unwrap_err();
+    let error = client
+        .list("cilium/cluster-config/")
+        .page()
+        .await
+        .unwrap_err();
     assert_eq!(error.class(), Class::Denied);
     unharmed(&producer, world, revision).await;
 }
@@ -56,9 +73,18 @@ async fn p13_a_peer_writes_nothing() {
     let (producer, world, client) = served().await;
     let revision = producer.export().revision();
     let node = "cilium/state/nodes/v1/west/n1";
-    for key in [node, "cilium/.heartbeat", "cilium/synced/west/x", "cilium/state/ip/v1/default/1.1.1.1", "x"] {
+    for key in [
+        node,
+        "cilium/.heartbeat",
+        "cilium/synced/west/x",
+        "cilium/state/ip/v1/default/1.1.1.1",
+        "x",
+    ] {
         for write in [TxnOp::put(key, "forged", None), TxnOp::delete(key, None)] {
-            let error = client.txn(key, Txn::new().and_then([write])).await.unwrap_err();
+            let error = client
+                .txn(key, Txn::new().and_then([write]))
+                .await
+                .unwrap_err();
             assert_eq!(error.class(), Class::Denied, "{key}: {error}");
         }
     }
@@ -71,15 +97,22 @@ async fn p14_sessions_of_older_readers_are_answered() {
     let (producer, world, client) = served().await;
     let revision = producer.export().revision();
     let version = client.version().await.unwrap();
-    let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap());
-    assert!((numbers.next(), numbers.next()) >= (Some(3), Some(1)), "{version}");
+    let mut numbers = version
+        .split('.')
+        .map(|number| number.parse::<u32>().unwrap());
+    assert!(
+        (numbers.next(), numbers.next()) >= (Some(3), Some(1)),
+        "{version}"
+    );
     let lease = client.lease_grant(Duration::from_secs(25)).await.unwrap();
     assert!(client.lease_keep_alive(lease).await.unwrap());
     // The mutex that they take; a reader is told that it may not.
     let key = format!("cilium/.initlock/5f/{lease:x}");
     let free = Compare::create_revision(key.clone(), CompareOp::Equal, 0);
     let put = TxnOp::put(key.clone(), "", Some(PutOptions::new().with_lease(lease)));
-    let lock = client.txn(&key, Txn::new().when([free]).and_then([put])).await;
+    let lock = client
+        .txn(&key, Txn::new().when([free]).and_then([put]))
+        .await;
     assert_eq!(lock.unwrap_err().class(), Class::Denied);
     client.lease_revoke(lease).await.unwrap();
     assert!(!client.lease_keep_alive(lease).await.unwrap());
@@ -99,7 +132,10 @@ spec:
 "#;
 
 /// The engine with one endpoint that the policies select, fed by the directory; what it says.
-async fn enforced(dir: &Path, saved: &Path) -> (Vec<MapDelta>, Arc<dyn Fn() -> Vec<String> + Send + Sync>) {
+async fn enforced(
+    dir: &Path,
+    saved: &Path,
+) -> (Vec<MapDelta>, Arc<dyn Fn() -> Vec<String> + Send + Sync>) {
     let mut engine = Engine::new(Options {
         cluster: "east".parse().unwrap(),
         default_local_cluster: true,
@@ -109,7 +145,9 @@ async fn enforced(dir: &Path, saved: &Path) -> (Vec<MapDelta>, Arc<dyn Fn() -> V
         &EndpointEvent::Upsert(Arc::new(LocalEndpoint {
             id: EndpointId(1),
             identity: IdentityId((1 << 16) + 1),
-            labels: Arc::new(Labels::parse("k8s:app=web;k8s:io.kubernetes.pod.namespace=shop;")),
+            labels: Arc::new(Labels::parse(
+                "k8s:app=web;k8s:io.kubernetes.pod.namespace=shop;",
+            )),
             namespace: "shop".to_owned(),
             name: "web".to_owned(),
             addresses: Vec::new(),
@@ -133,7 +171,11 @@ async fn enforced(dir: &Path, saved: &Path) -> (Vec<MapDelta>, Arc<dyn Fn() -> V
     running.await.unwrap();
     let errors = move || {
         let status = status.borrow();
-        status.files.values().filter_map(|file| file.error.clone()).collect()
+        status
+            .files
+            .values()
+            .filter_map(|file| file.error.clone())
+            .collect()
     };
     (engine.desired(), Arc::new(errors))
 }
@@ -144,18 +186,29 @@ async fn p15_a_layer_7_rule_is_never_its_port_alone() {
     let (policies, saved) = (dir.path().join("policies"), dir.path().join("saved"));
     std::fs::create_dir(&policies).unwrap();
     std::fs::write(policies.join("web.yaml"), L7).unwrap();
-    assert!(parse(Path::new("web.yaml"), L7).is_err());
+    assert!(parse(L7, Path::new("web.yaml")).is_err());
     let (desired, errors) = enforced(&policies, &saved).await;
     let allows = |delta: &&MapDelta| matches!(delta, MapDelta::Entry { value: Some(entry), .. } if !entry.deny);
     assert_eq!(desired.iter().find(allows), None);
-    let world = World::with(Setup { errors, ..Setup::default() }).await;
+    let world = World::with(Setup {
+        errors,
+        ..Setup::default()
+    })
+    .await;
     let status = world.status().await;
     let text = status["errors"].to_string();
-    assert!(text.contains("toPorts[0].rules") && text.contains("web.yaml"), "{text}");
+    assert!(
+        text.contains("toPorts[0].rules") && text.contains("web.yaml"),
+        "{text}"
+    );
     world.stop().await;
 
     // The same port without the rule is allowed: it was the rule that was refused.
-    let plain: String = L7.lines().filter(|line| !line.contains("rules:")).map(|line| format!("{line}\n")).collect();
+    let plain: String = L7
+        .lines()
+        .filter(|line| !line.contains("rules:"))
+        .map(|line| format!("{line}\n"))
+        .collect();
     std::fs::write(policies.join("web.yaml"), plain).unwrap();
     let (desired, errors) = enforced(&policies, &saved).await;
     assert!(desired.iter().any(|delta| allows(&delta)), "{desired:?}");

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use serde_json::Value;
@@ -20,7 +20,7 @@ use tombolo::{
     app::testing,
     etcd::{Client, Connector},
     lifecycle::Tasks,
-    mesh, peer, serve,
+    limits, mesh, peer, serve,
     store::{self, RangeRequest, Store},
     types::{ClusterId, MaxClusters},
 };
@@ -54,7 +54,8 @@ pub(crate) struct World {
 pub(crate) struct Setup {
     pub(crate) max: MaxClusters,
     pub(crate) timing: peer::Timing,
-    pub(crate) own: Option<Connector>,
+    /// How long a removed peer's data stays in the cache.
+    pub(crate) cache_grace: Duration,
     pub(crate) errors: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
 }
 
@@ -63,7 +64,7 @@ impl Default for Setup {
         Self {
             max: MaxClusters::C255,
             timing: peer::Timing::default(),
-            own: None,
+            cache_grace: limits::CACHE_GRACE,
             errors: Arc::new(Vec::new),
         }
     }
@@ -106,8 +107,9 @@ impl World {
         let parts = testing::Parts {
             peers: peers(directory, &settings, setup.timing),
             settings,
-            own: setup.own.unwrap_or_else(|| connector(&own)),
+            own: connector(&own),
             cache: cache.clone(),
+            cache_grace: setup.cache_grace,
             socket_path: dir.path().join("tombolo.sock"),
             errors: setup.errors,
         };
