@@ -2,10 +2,7 @@
 //! cluster-config rewritten, and a canary per kind once its first list was copied completely.
 //! Invariant: a peer's configuration is there before its data and gone before it. The data of a
 //! removed peer stays for a while, and for good if the peer returns with its id.
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Instant};
 
 use bytes::Bytes;
 
@@ -24,8 +21,6 @@ pub(super) struct Cache {
     leaving: HashMap<ClusterName, Leaving>,
     /// Kinds of peers that returned, whose data from before was not compared with a list yet.
     leftover: Vec<(ClusterName, Kind)>,
-    /// How long the data of a removed peer stays.
-    pub(super) grace: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +35,6 @@ impl Cache {
             store,
             leaving: HashMap::new(),
             leftover: Vec::new(),
-            grace: limits::CACHE_GRACE,
         }
     }
 
@@ -104,7 +98,7 @@ impl Cache {
         self.store
             .delete(keyspace::cluster_config_key(name).as_bytes());
         self.leftover.retain(|(n, _)| n != name);
-        let until = now + self.grace;
+        let until = now + limits::CACHE_GRACE;
         self.leaving.insert(name.clone(), Leaving { id, until });
     }
 
@@ -178,54 +172,5 @@ fn rewritten(terms: &Terms) -> ClusterConfig {
             service_exports_enabled: theirs.service_exports_enabled,
             endpoint_slices_export_mode: theirs.endpoint_slices_export_mode.clone(),
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::{store::Options, types::MaxClusters};
-
-    #[test]
-    fn other_nodes_may_follow_what_this_one_listed_itself() {
-        let store = Store::new(Options {
-            cluster_id: 3,
-            history_max: 100,
-        });
-        let mut cache = Cache::new(store.clone());
-        let (west, id) = (
-            "west".parse().unwrap(),
-            ClusterId::new(2, MaxClusters::C255).unwrap(),
-        );
-        let terms = |relayed| Terms {
-            id,
-            config: ClusterConfig::default(),
-            allowed_cidrs: Arc::default(),
-            relayed,
-        };
-        let shown = |layout: Layout| {
-            let key = layout.canary(Kind::Nodes, &west);
-            store.get(key.as_bytes()).is_some()
-        };
-        cache.connected(&west, &terms(true));
-        cache.listed(&west, Kind::Nodes, true, |_| true);
-        assert!(shown(Layout::Cache) && !shown(Layout::Relay));
-        // It takes over: only what it lists from now on counts.
-        cache.connected(&west, &terms(false));
-        assert!(shown(Layout::Cache) && !shown(Layout::Relay));
-        cache.listed(&west, Kind::Nodes, false, |_| true);
-        assert!(shown(Layout::Relay));
-        // A connection that breaks and comes back changes nothing.
-        cache.connected(&west, &terms(false));
-        assert!(shown(Layout::Cache) && shown(Layout::Relay));
-        cache.connected(&west, &terms(true));
-        assert!(shown(Layout::Cache) && !shown(Layout::Relay));
-        cache.connected(&west, &terms(false));
-        cache.listed(&west, Kind::Nodes, false, |_| true);
-        cache.removed(&west, id, Instant::now());
-        cache.purge(&west);
-        assert!(!shown(Layout::Cache) && !shown(Layout::Relay));
     }
 }
