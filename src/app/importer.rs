@@ -91,7 +91,8 @@ impl Candidate {
                 self.without_store().await;
                 tokio::time::sleep(limits::IMPORTER_RETRY).await;
             };
-            cancel.run_until_cancelled(wait).await;
+            // On the heap: the future is large and lives long.
+            Box::pin(cancel.run_until_cancelled(wait)).await;
         }
         if let Some(lease) = self.lease {
             let release = async { self.connector.connect().await?.lease_revoke(lease).await };

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use tokio::sync::{broadcast, watch};
 
-use super::{members, own};
+use super::{members, new_store, own};
 use crate::{
     admin, enforcer,
     etcd::Connector,
@@ -17,6 +17,7 @@ use crate::{
     limits::{DELTA_QUEUE_MAX, DROP_EVENTS_MAX},
     mesh::{self, Deltas, Mesh},
     peer,
+    publish::{ExportPolicy, Views},
     store::Store,
     telemetry,
 };
@@ -80,6 +81,7 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         node_name: settings.node_name,
         view,
         store: None,
+        export: Views::new(&ExportPolicy::default(), new_store),
         peers: Arc::new(move || registry.statuses()),
         endpoints: watch::channel(Vec::new()).1,
         drops: broadcast::channel(DROP_EVENTS_MAX).0,

@@ -2,7 +2,10 @@
 //! cluster-config rewritten, and a canary per kind once its first list was copied completely.
 //! Invariant: a peer's configuration is there before its data and gone before it. The data of a
 //! removed peer stays for a while, and for good if the peer returns with its id.
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -21,6 +24,8 @@ pub(super) struct Cache {
     leaving: HashMap<ClusterName, Leaving>,
     /// Kinds of peers that returned, whose data from before was not compared with a list yet.
     leftover: Vec<(ClusterName, Kind)>,
+    /// How long the data of a removed peer stays.
+    pub(super) grace: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +40,7 @@ impl Cache {
             store,
             leaving: HashMap::new(),
             leftover: Vec::new(),
+            grace: limits::CACHE_GRACE,
         }
     }
 
@@ -98,7 +104,7 @@ impl Cache {
         self.store
             .delete(keyspace::cluster_config_key(name).as_bytes());
         self.leftover.retain(|(n, _)| n != name);
-        let until = now + limits::CACHE_GRACE;
+        let until = now + self.grace;
         self.leaving.insert(name.clone(), Leaving { id, until });
     }
 
