@@ -13,7 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -99,7 +102,10 @@ impl Projection {
         // On the heap: the future is large and lives long.
         let follow = Box::pin(follower.run(|| connector.connect(), sink, cancel.clone()));
         let copy = async {
-            let mut beat = tokio::time::interval(self.heartbeat);
+            // A timer that is due fires a moment later; the configuration comes first all the same.
+            self.beat(Instant::now())?;
+            let mut beat =
+                tokio::time::interval_at(Instant::now() + self.heartbeat, self.heartbeat);
             let mut policy = self.policy.clone();
             let mut policy_lives = true;
             loop {
@@ -112,14 +118,7 @@ impl Projection {
                         }
                         Err(_) => policy_lives = false,
                     },
-                    now = beat.tick() => {
-                        for store in self.stores.values() {
-                            // Readers may grant leases; keys on them there are none.
-                            store.expire(now.into_std());
-                            self.put_config(store)?;
-                            self.put_always(store, keyspace::HEARTBEAT.into())?;
-                        }
-                    }
+                    now = beat.tick() => self.beat(now)?,
                     Some(events) = batches.recv() => for event in events {
                         self.apply(event)?;
                     },
@@ -132,6 +131,16 @@ impl Projection {
             _ = follow => Ok(()),
             result = copy => result,
         }
+    }
+
+    fn beat(&self, now: Instant) -> Result<(), Error> {
+        for store in self.stores.values() {
+            // Readers may grant leases; keys on them there are none.
+            store.expire(now.into_std());
+            self.put_config(store)?;
+            self.put_always(store, keyspace::HEARTBEAT.into())?;
+        }
+        Ok(())
     }
 
     /// Goes over to the views of another policy; those that are new are filled before anybody can

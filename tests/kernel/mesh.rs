@@ -31,6 +31,10 @@ fn clusters_of_several_nodes_have_one_importer_and_lose_nothing_with_it() {
     let mut pids: Vec<u32> = Vec::new();
     for index in [A1, A2, B1, B2, C1] {
         pids.push(fleet.start_agent(index).unwrap());
+        if index == B1 {
+            // cluster2's first node, which has the store, is to import as well.
+            fleet.logs(index, "This node imports for its cluster");
+        }
     }
     for (from, to) in [("cluster1", "cluster2"), ("cluster2", "cluster3")] {
         fleet.invite(from, to).unwrap();

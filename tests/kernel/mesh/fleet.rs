@@ -312,6 +312,16 @@ impl Fleet {
         }
     }
 
+    /// Waits until an agent has written a line with this text.
+    pub(super) fn logs(&self, index: usize, text: &str) {
+        let look = || {
+            let log = fs::read_to_string(self.log(index))?;
+            ensure!(log.contains(text), "no line {text:?}");
+            Ok(())
+        };
+        eventually(PATIENCE, look).unwrap();
+    }
+
     /// The end of an agent's log.
     pub(super) fn tail(&self, index: usize) -> String {
         let text = fs::read_to_string(self.log(index)).unwrap_or_default();
