@@ -38,6 +38,7 @@ mod decode;
 mod effect;
 mod entries;
 mod image;
+mod ip_map;
 mod member;
 mod prefixes;
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! that the outcome does not depend on the order of kinds.
 use std::{cmp::Reverse, collections::HashMap};
 
-use super::IpTarget;
+use super::{IpTarget, ip_map::IpMap};
 use crate::types::{ClusterId, IdentityId, IpPrefix};
 
 /// Which record of a cluster makes a claim: several may claim one address, as when a node is
@@ -54,7 +54,7 @@ impl Claim {
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     /// Nearly every address has one claim, so the common case holds no allocation of its own.
-    first: HashMap<IpPrefix, Claim>,
+    first: IpMap<Claim>,
     /// Claims behind the first, never empty.
     more: HashMap<IpPrefix, Vec<Claim>>,
 }

@@ -8,7 +8,7 @@ use std::{collections::HashMap, fmt, hash::Hash, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Terms, quota::Usage, waiting::Ticket};
+use super::{Terms, ip_map::IpMap, quota::Usage, waiting::Ticket};
 use crate::{
     keyspace::{Kind, Layout},
     types::{ClusterId, ClusterName, IdentityId, IpPrefix, Labels},
@@ -131,7 +131,8 @@ pub(super) struct Member {
     /// What its keys in the cache start with, by kind.
     cache_prefixes: [String; Kind::ALL.len()],
     lists: [List; Kind::ALL.len()],
-    ips: Table<IpKey, IdentityId>,
+    /// By whether the key has a length, which it need not for a single address.
+    ips: [IpMap<(Mark, IdentityId)>; 2],
     identities: Table<IdentityId, Arc<Labels>>,
     nodes: Table<Bytes, Arc<Node>>,
     /// Services, service exports, endpoint slices; by kind as the others, with unused places.
@@ -150,7 +151,7 @@ impl Member {
             terms,
             usage: Usage::default(),
             lists: Default::default(),
-            ips: Table::default(),
+            ips: Default::default(),
             identities: Table::default(),
             nodes: Table::default(),
             named: Default::default(),
@@ -200,7 +201,7 @@ impl Member {
         match kind {
             Kind::Nodes => self.nodes.0.len(),
             Kind::Identities => self.identities.0.len(),
-            Kind::Ips => self.ips.0.len(),
+            Kind::Ips => self.ips.iter().map(IpMap::len).sum(),
             Kind::Services | Kind::ServiceExports | Kind::EndpointSlices => {
                 self.named[kind as usize].0.len()
             }
@@ -211,7 +212,8 @@ impl Member {
     pub(super) fn upsert(&mut self, suffix: &Bytes, record: Record, mark: Mark) -> Option<Record> {
         let before = match record {
             Record::Ip { key, identity } => {
-                let old = self.ips.0.insert(key, (mark, identity));
+                let ips = &mut self.ips[usize::from(key.masked)];
+                let old = ips.insert(key.prefix, (mark, identity));
                 old.map(|(old, identity)| (old, Record::Ip { key, identity }))
             }
             Record::Identity { id, labels } => {
@@ -241,7 +243,8 @@ impl Member {
         let removed = match kind {
             Kind::Ips => {
                 let key = IpKey::parse(suffix)?;
-                let (mark, identity) = self.ips.0.remove(&key)?;
+                let ips = &mut self.ips[usize::from(key.masked)];
+                let (mark, identity) = ips.remove(&key.prefix)?;
                 (mark, Record::Ip { key, identity })
             }
             Kind::Identities => {
@@ -265,7 +268,11 @@ impl Member {
     /// Where a record in force stands.
     pub(super) fn mark(&self, kind: Kind, suffix: &[u8]) -> Option<Mark> {
         match kind {
-            Kind::Ips => self.ips.0.get(&IpKey::parse(suffix)?).map(|e| e.0),
+            Kind::Ips => {
+                let key = IpKey::parse(suffix)?;
+                let ips = &self.ips[usize::from(key.masked)];
+                ips.get(&key.prefix).map(|e| e.0)
+            }
             Kind::Identities => self.identities.0.get(&identity_of(suffix)?).map(|e| e.0),
             Kind::Nodes => self.nodes.0.get(suffix).map(|e| e.0),
             Kind::Services | Kind::ServiceExports | Kind::EndpointSlices => {
@@ -290,8 +297,9 @@ impl Member {
             .map(|(suffix, (_, node))| (suffix, &**node))
     }
 
-    pub(super) fn ips(&self) -> impl Iterator<Item = &IpKey> {
-        self.ips.0.keys()
+    pub(super) fn ips(&self) -> impl Iterator<Item = IpKey> {
+        let both = [false, true].into_iter().zip(&self.ips);
+        both.flat_map(|(masked, ips)| ips.keys().map(move |prefix| IpKey { prefix, masked }))
     }
 
     /// Keeps a value beside the record in force.
@@ -335,9 +343,14 @@ impl Member {
     fn extract(&mut self, kind: Kind, gone: impl Fn(&Mark) -> bool + Copy) -> Removed {
         let live: Vec<(Mark, Bytes, Record)> = match kind {
             Kind::Ips => {
-                let gone = self.ips.extract(gone);
-                gone.map(|(mark, key, identity)| {
-                    (mark, key.to_string().into(), Record::Ip { key, identity })
+                let both = [false, true].into_iter().zip(&mut self.ips);
+                both.flat_map(|(masked, ips)| {
+                    ips.extract(move |(mark, _)| gone(mark)).map(
+                        move |(prefix, (mark, identity))| {
+                            let key = IpKey { prefix, masked };
+                            (mark, key.to_string().into(), Record::Ip { key, identity })
+                        },
+                    )
                 })
                 .collect()
             }

@@ -289,7 +289,7 @@ impl SelectorCache {
 /// The labels of a reserved identity; the API server's is a remote node as well.
 pub(super) fn reserved_labels(id: IdentityId) -> Option<Arc<Labels>> {
     let label = |key: &str| Label {
-        source: "reserved".to_owned(),
+        source: "reserved".into(),
         key: key.to_owned(),
         value: String::new(),
     };

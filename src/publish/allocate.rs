@@ -365,7 +365,7 @@ mod tests {
 
     fn request(node: &str, app: &str, lease: i64, known: Option<IdentityId>) -> Request {
         let label = Label {
-            source: "k8s".to_owned(),
+            source: "k8s".into(),
             key: "app".to_owned(),
             value: app.to_owned(),
         };

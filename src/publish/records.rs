@@ -147,7 +147,7 @@ pub(super) fn service(
 /// The labels with the own cluster's label, whatever the source said.
 pub(super) fn own_labels(labels: &Labels, cluster: &ClusterName) -> Result<Labels, LabelError> {
     let own = Label {
-        source: "k8s".to_owned(),
+        source: "k8s".into(),
         key: CLUSTER_LABEL.to_owned(),
         value: cluster.to_string(),
     };

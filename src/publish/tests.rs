@@ -61,7 +61,7 @@ fn key(name: &str) -> WorkloadKey {
 
 fn workload(name: &str, app: &str, address: &str) -> LocalWorkload {
     let label = |key: &str, value: &str| Label {
-        source: "k8s".to_owned(),
+        source: "k8s".into(),
         key: key.to_owned(),
         value: value.to_owned(),
     };

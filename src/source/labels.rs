@@ -109,7 +109,7 @@ pub fn identity_labels(subject: Subject<'_>) -> Result<Labels, LabelError> {
             .chain(set_by_cluster)
             .filter(|(key, _)| is_relevant(key))
             .map(|(key, value)| Label {
-                source: "k8s".to_owned(),
+                source: "k8s".into(),
                 key,
                 value,
             }),

@@ -1,11 +1,11 @@
 //! Identity labels and their one-line text form, `source:key=value;…`, sorted by key.
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 /// One label. The source says who set it (`k8s`, `reserved`, …).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Label {
-    /// Who set it.
-    pub source: String,
+    /// Who set it. Nearly always a word that need not be stored.
+    pub source: Cow<'static, str>,
     /// Its key; may contain dots and slashes.
     pub key: String,
     /// Its value; may be empty.
@@ -41,7 +41,7 @@ impl Labels {
     pub fn new(labels: impl IntoIterator<Item = Label>) -> Result<Self, LabelError> {
         let mut map = std::collections::BTreeMap::new();
         for label in labels {
-            if [&label.source, &label.key, &label.value]
+            if [&*label.source, &label.key, &label.value]
                 .iter()
                 .any(|t| t.contains(';'))
             {
@@ -61,6 +61,8 @@ impl Labels {
             .map(parse_label)
             .collect();
         labels.sort_by(|a, b| a.key.cmp(&b.key));
+        // A mesh keeps tens of thousands of these.
+        labels.shrink_to_fit();
         Self(labels)
     }
 
@@ -93,8 +95,13 @@ fn parse_label(segment: &str) -> Label {
         segment.split_once(':').unwrap_or(("unspec", segment))
     };
     let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
+    let source = match source {
+        "k8s" => "k8s".into(),
+        "reserved" => "reserved".into(),
+        other => Cow::Owned(other.to_owned()),
+    };
     Label {
-        source: source.into(),
+        source,
         key: key.into(),
         value: value.into(),
     }

@@ -80,7 +80,7 @@ fn key(node: usize, index: usize) -> WorkloadKey {
 
 pub(super) fn workload(node: usize, index: usize, app: &str) -> LocalWorkload {
     let label = Label {
-        source: "k8s".to_owned(),
+        source: "k8s".into(),
         key: "app".to_owned(),
         value: app.to_owned(),
     };
