@@ -74,7 +74,7 @@ impl Work {
             tokio::select! {
                 // Members may always have something; what has its time comes first.
                 biased;
-                () = until(expires) => self.mesh.expire(Instant::now()),
+                () = until(expires) => self.mesh.expire(now()),
                 () = poll_fn(|context| self.absorb(context)) => {
                     self.slice();
                     // What comes meanwhile is merged with what is pending; others get to run.
@@ -153,9 +153,14 @@ impl Work {
             }
             MemberEvent::Keys { name, events } => self.mesh.apply(&name, events),
             MemberEvent::Expired { name } => self.mesh.expire_services(&name),
-            MemberEvent::Removed { name } => self.mesh.removed(&name, Instant::now()),
+            MemberEvent::Removed { name } => self.mesh.removed(&name, now()),
         }
     }
+}
+
+/// By the clock that timers go by.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 async fn until(instant: Option<Instant>) {
