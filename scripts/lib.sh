@@ -72,7 +72,7 @@ install_build_tools() {
 # What the story and the kernel tier need to run.
 install_run_tools() {
     install_missing iproute2=ip util-linux=nsenter redis-server=redis-server \
-        etcd-server=etcd etcd-client=etcdctl
+        etcd-server=etcd etcd-client=etcdctl prometheus=promtool
 }
 
 # The newest etcd and etcdctl that PyPI has, as target/etcd-3.5/{etcd,etcdctl}; tests compare with

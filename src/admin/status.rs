@@ -74,6 +74,15 @@ fn rejected(state: &State) -> Vec<wire::Rejected> {
             cluster: cluster.to_string(),
             reason: (*reason).to_owned(),
             count: *entry.value(),
+            last: state
+                .view
+                .offenders
+                .get(entry.key())
+                .map(|last| wire::Offender {
+                    kind: last.kind.segment().to_owned(),
+                    key: last.key.clone(),
+                    error: last.error.clone(),
+                }),
         }
     });
     let mut rejected: Vec<_> = rejected.collect();
@@ -149,9 +158,16 @@ fn remote_cluster(state: &State, peer: &PeerStatus) -> wire::RemoteCluster {
             service_exports: synced.service_exports,
             endpoint_slices: synced.endpoint_slices,
         },
+        restored: restored(state, &peer.name),
         warnings: peer.warnings.clone(),
         certificates: certificates(&peer.config_path),
     }
+}
+
+fn restored(state: &State, peer: &ClusterName) -> Vec<String> {
+    let kinds = Kind::ALL.into_iter();
+    let kinds = kinds.filter(|kind| state.view.restored.contains(&(peer.clone(), *kind)));
+    kinds.map(|kind| kind.segment().to_owned()).collect()
 }
 
 /// What a peer's file names, read now. Files that can't be read have their error in the status line.

@@ -119,6 +119,8 @@ pub struct RemoteCluster {
     pub config: RemoteConfig,
     /// Which kinds are synced.
     pub synced: Synced,
+    /// Kinds, as keys spell them, of which entries are known from the disk only.
+    pub restored: Vec<String>,
     /// What works but is surely not meant, such as unknown keys in its file.
     pub warnings: Vec<String>,
     /// The certificates that its file names.
@@ -185,6 +187,20 @@ pub struct Rejected {
     pub reason: String,
     /// How often since start.
     pub count: u64,
+    /// The last of them.
+    pub last: Option<Offender>,
+}
+
+/// An entry that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Offender {
+    /// The kind, as keys spell it.
+    pub kind: String,
+    /// Its key behind the kind's prefix, cut if it is very long.
+    pub key: String,
+    /// What is wrong with it.
+    pub error: String,
 }
 
 /// One of `/v1/nodes`, which is sorted by cluster and name.

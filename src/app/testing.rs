@@ -80,6 +80,7 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         max_clusters: settings.max_clusters,
         node_name: settings.node_name,
         view,
+        export: Views::new(&ExportPolicy::default(), new_store),
         store: None,
         export: Views::new(&ExportPolicy::default(), new_store),
         peers: Arc::new(move || registry.statuses()),

@@ -15,7 +15,7 @@ use crate::{
     enforcer::{self, DropEvent},
     keyspace::Kind,
     lifecycle::{Readiness, ReadyToken, Tasks},
-    mesh::{IdentityView, IpTarget, NodeView, View},
+    mesh::{IdentityView, IpTarget, NodeView, Offender, View},
     peer::{Layer, PeerStatus, RemoteConfig, SyncedKinds},
     policy::Direction,
     publish::{ExportPolicy, Views},
@@ -38,6 +38,7 @@ struct Agent {
     bound: admin::Bound,
     drops: broadcast::Sender<DropEvent>,
     peers: Peers,
+    registry: prometheus::Registry,
     pending: Option<ReadyToken>,
     _senders: Senders,
 }
@@ -97,8 +98,16 @@ fn view() -> View {
     };
     view.addresses.insert("10.62.0.9".parse().unwrap(), target);
     view.counts.insert((name("cluster2"), Kind::Services), 3);
-    view.rejected
-        .insert((name("cluster2"), "identity-range"), 2);
+    let rejected = (name("cluster2"), "identity-range");
+    view.rejected.insert(rejected.clone(), 2);
+    let offender = Offender {
+        kind: Kind::Identities,
+        key: "70000".to_owned(),
+        revision: 9,
+        error: "identity 70000 is outside of the producer's range".to_owned(),
+    };
+    view.offenders.insert(rejected, offender);
+    view.restored.insert((name("cluster3"), Kind::Nodes));
     view
 }
 
@@ -283,6 +292,7 @@ impl Agent {
         let peers = Arc::new(Mutex::new(peers()));
         let (state, senders) = state(readiness, &peers);
         let drops = state.drops.clone();
+        let registry = state.registry.clone();
         let any = "127.0.0.1:0".parse().ok();
         let path = dir.path().join("a.sock");
         let listen = Listen {
@@ -302,6 +312,7 @@ impl Agent {
             bound,
             drops,
             peers,
+            registry,
             pending,
             _senders: senders,
         }
@@ -467,6 +478,31 @@ fn monitor_streams_drops_and_says_what_it_lost() {
         agent.tasks.shutdown();
         assert_eq!(lines.next().await.unwrap(), None);
     });
+}
+
+#[test]
+fn troubleshoot_tells_what_a_running_agent_sees() {
+    let agent = Agent::start();
+    let dir = agent.dir.path().display().to_string();
+    let text = agent.fails(&format!("troubleshoot cluster3 --clustermesh-config={dir}"));
+    assert_eq!(
+        text,
+        format!(
+            "\
+Peer cluster3
+  ❌ File: find a file of this peer in {dir}
+     💡 on cluster3: tombolo certs issue --peer cluster1; copy its files to {dir}
+ℹ️  The agent says: not-ready, dial 192.0.2.3:2379: Connection refused (os error 111)
+"
+        )
+    );
+    let none = agent.says(&format!("troubleshoot --clustermesh-config={dir}"));
+    assert_eq!(none, format!("🔌 No peer is configured in {dir}\n"));
+    let text = agent.fails("troubleshoot --clustermesh-config=/nowhere");
+    assert!(
+        text.contains("❌ File: list /nowhere: No such file"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -203,14 +203,22 @@ fn details(lines: &mut Vec<String>, cluster: &wire::RemoteCluster, status: &wire
             date(expiry)
         ));
     }
+    if !cluster.restored.is_empty() {
+        let kinds = cluster.restored.join(", ");
+        lines.push(format!(
+            "stale, from the disk: {kinds}; in force until they are listed"
+        ));
+    }
     let rejected = status.rejected.iter().filter(|r| r.cluster == cluster.name);
-    lines.extend(rejected.map(
-        |wire::Rejected {
-             cluster: _,
-             reason,
-             count,
-         }| { format!("rejected keys: {reason}: {count}") },
-    ));
+    lines.extend(rejected.map(|rejected| {
+        let last = rejected.last.as_ref();
+        let last = last.map(|last| format!(" (last: {}/{}: {})", last.kind, last.key, last.error));
+        let wire::Rejected { reason, count, .. } = rejected;
+        format!(
+            "rejected keys: {reason}: {count}{}",
+            last.unwrap_or_default()
+        )
+    }));
 }
 
 /// `OK`, or the first thing that keeps the agent from being ready.

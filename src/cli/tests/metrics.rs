@@ -1,4 +1,7 @@
-use std::io::{Read as _, Write as _};
+use std::{
+    io::{Read as _, Write as _},
+    process::{Command, Stdio},
+};
 
 use super::*;
 
@@ -92,4 +95,68 @@ fn series_of_a_removed_peer_disappear() {
     let text = agent.metrics();
     assert!(!text.contains("cluster3"), "{text}");
     assert!(text.contains("target_cluster=\"cluster2\""));
+}
+
+/// Names, types and help texts of everything that the agent registers, as Prometheus wants them.
+#[test]
+fn promtool_has_nothing_to_say_about_the_metrics() {
+    let mut agent = Agent::start();
+    let registry = &agent.registry;
+    admin::metrics::register_kvstore(registry, || (true, 3)).unwrap();
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let at = |name: &str| agent.dir.path().join(name);
+    std::fs::write(at("s.key"), own.signing_key.serialize_pem()).unwrap();
+    let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&own.signing_key).unwrap().pem();
+    std::fs::write(at("ca.crt"), &pem).unwrap();
+    let issuer = rcgen::Issuer::new(params, &own.signing_key);
+    let leaf = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&own.signing_key, &issuer).unwrap().pem();
+    std::fs::write(at("s.crt"), leaf).unwrap();
+    let tls = crate::tls::ServerTls::load(crate::tls::Paths {
+        cert: at("s.crt"),
+        key: at("s.key"),
+        ca: at("ca.crt"),
+    });
+    tls.unwrap().metrics().register(registry).unwrap();
+    let keyspaces = crate::serve::Keyspaces {
+        cluster: None,
+        export: export(),
+        cache: store(),
+    };
+    let limits = crate::serve::Limits::default();
+    let face = crate::serve::Server::new(keyspaces, name("cluster1"), limits);
+    face.metrics().register(registry).unwrap();
+    agent.pending = None;
+    let text = agent.metrics();
+    for part in [
+        "tombolo_certificate_expiry",
+        "tombolo_serve_",
+        "tombolo_kvstore_connected",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+
+    let mut promtool = Command::new("promtool");
+    let promtool = promtool.args(["check", "metrics"]).stdin(Stdio::piped());
+    let Ok(mut child) = promtool
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+    else {
+        let text = "promtool is missing; scripts/test.sh installs it";
+        assert!(std::env::var_os("CI").is_none(), "{text}");
+        drop(writeln!(io::stderr(), "SKIPPED: {text}"));
+        return;
+    };
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
 }

@@ -74,7 +74,10 @@ fn verbose_status_tells_file_freshness_certificates_and_rejections() {
         "{}",
         lines[2]
     );
-    assert_eq!(lines[3], "   └  rejected keys: identity-range: 2");
+    assert_eq!(
+        lines[3],
+        "   └  rejected keys: identity-range: 2 (last: identities/70000: identity 70000 is outside of the producer's range)"
+    );
     assert!(
         lines[4].starts_with("   cluster3: not-ready"),
         "{}",
@@ -142,6 +145,7 @@ fn json_has_the_fields_of_cilium_and_ours() {
             "service-exports": true,
             "endpoint-slices": true,
         },
+        "restored": [],
         "warnings": [],
         "certificates": [],
     });
