@@ -21,7 +21,7 @@ use tokio::{
 use super::{pki::Pki, wait::eventually};
 
 /// The cluster's own user, who may do everything, and those who read.
-const CLIENTS: [&str; 4] = ["admin", "remote", "local", "publisher"];
+const CLIENTS: [&str; 3] = ["admin", "remote", "local"];
 /// Steps of one transaction that etcd takes.
 const BATCH: usize = 128;
 /// Of the test's own client, which comes over the plain listener.
@@ -212,23 +212,6 @@ impl Etcd {
         found.kvs().to_vec()
     }
 
-    /// The user `publisher`, made at the first call, may write these prefixes as well, and read all.
-    pub(crate) async fn let_publish(&self, prefixes: &[&str]) {
-        let mut client = self.client().await;
-        let user = "publisher";
-        if client.role_add(user).await.is_ok() {
-            let all = Permission::read("cilium/").with_prefix();
-            client.role_grant_permission(user, all).await.unwrap();
-            let without_password = Some(UserAddOptions::new().with_no_pwd());
-            client.user_add(user, "", without_password).await.unwrap();
-            client.user_grant_role(user, user).await.unwrap();
-        }
-        for prefix in prefixes {
-            let write = Permission::read_write(*prefix).with_prefix();
-            client.role_grant_permission(user, write).await.unwrap();
-        }
-    }
-
     /// Ends all leases; returns which there were.
     pub(crate) async fn end_leases(&self) -> Vec<i64> {
         let mut client = self.client().await;
@@ -250,21 +233,16 @@ impl Etcd {
 
     /// How many ranges it has answered.
     pub(crate) async fn ranges(&self) -> u64 {
-        self.handled("Range", "OK").await
-    }
-
-    /// How many calls of this method it has answered so.
-    pub(crate) async fn handled(&self, method: &str, code: &str) -> u64 {
         let mut stream = TcpStream::connect(self.plain).await.unwrap();
         let request = "GET /metrics HTTP/1.0\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
-        let words = [format!("\"{method}\""), format!("\"{code}\"")];
+        let words = ["\"Range\"", "\"OK\""];
         let mut lines = text
             .lines()
             .filter(|line| line.starts_with("grpc_server_handled_total"));
-        let line = lines.find(|line| words.iter().all(|word| line.contains(word)));
+        let line = lines.find(|line| words.iter().all(|word| line.contains(*word)));
         let count = line.and_then(|line| line.rsplit(' ').next());
         count.map_or(0, |count| count.parse().unwrap())
     }

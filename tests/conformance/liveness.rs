@@ -111,7 +111,7 @@ async fn s18_a_reply_of_another_cluster_or_without_header_ends_the_connection() 
         (3, Fault::ZeroCluster),
     ] {
         // The next reply of the watches is the one.
-        relay.next_watch_reply(fault);
+        relay.faults.next_watch_reply(fault);
         peer.etcd.put(HEARTBEAT, "now").await;
         let status = world
             .until("west", "fails", |p| {

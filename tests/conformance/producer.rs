@@ -24,6 +24,7 @@ use super::{
     etcd::{Etcd, own_address},
     peer::replace,
     pki::Pki,
+    relay::Relay,
     wait::eventually,
     world::store,
 };
@@ -39,7 +40,8 @@ pub(crate) struct Producer {
     pki: Pki,
     manifests: tempfile::TempDir,
     state: tempfile::TempDir,
-    user: &'static str,
+    /// In front of the etcd, if there is one.
+    pub(crate) relay: Option<Relay>,
     running: Option<Running>,
 }
 
@@ -52,14 +54,14 @@ struct Running {
 impl Producer {
     /// Publishes these manifests, each a document.
     pub(crate) async fn start(manifests: &[&str]) -> Self {
-        let mut producer = Self::stopped("admin").await;
+        let mut producer = Self::stopped().await;
         producer.write("cluster.yaml", manifests);
         producer.run().await;
         producer
     }
 
-    /// Not running yet; it will write as this etcd user.
-    pub(crate) async fn stopped(user: &'static str) -> Self {
+    /// Not running yet.
+    pub(crate) async fn stopped() -> Self {
         let address = own_address();
         Self {
             etcd: Etcd::start("west", &[]).await,
@@ -67,7 +69,7 @@ impl Producer {
             pki: Pki::new(address.ip(), &["remote-east"]),
             manifests: tempfile::tempdir().unwrap(),
             state: tempfile::tempdir().unwrap(),
-            user,
+            relay: None,
             running: None,
         }
     }
@@ -127,16 +129,19 @@ impl Producer {
         testing::finish(&running.tasks).await.unwrap();
     }
 
+    /// As the etcd's user `admin`.
     fn connector(&self) -> Connector {
         let path = |end: &str| self.etcd.pki.path(end).display().to_string();
-        let user = self.user;
-        let text = format!(
-            "endpoints: [\"https://{}\"]\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
-            self.etcd.address,
-            path("ca.crt"),
-            path(&format!("{user}.crt")),
-            path(&format!("{user}.key")),
-        );
+        let text = match &self.relay {
+            Some(relay) => format!("endpoints: [\"http://{}\"]\n", relay.address),
+            None => format!(
+                "endpoints: [\"https://{}\"]\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
+                self.etcd.address,
+                path("ca.crt"),
+                path("admin.crt"),
+                path("admin.key"),
+            ),
+        };
         let file = ConfigFile::parse(&text, self.state.path()).unwrap();
         let options = Arc::new(file.connect);
         Connector::new(move || {

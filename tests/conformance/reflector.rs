@@ -68,7 +68,10 @@ async fn p10_a_removed_peers_config_goes_first_and_its_data_after_a_while() {
         all
     };
     let before = data();
-    assert_eq!(before.len(), 2 * KINDS.len() + 6, "{before:?}");
+    for kind in KINDS {
+        assert!(before.contains(&canary(&foo, kind)), "{kind}: {before:?}");
+    }
+    assert!(before.contains(&foo.cached("ip", &foo.pod())), "{before:?}");
     world.leave(&foo);
     let removed = std::time::Instant::now();
     eventually("config gone", async || {

@@ -27,6 +27,18 @@ use super::etcd::{Etcd, ROOT, own_address};
 /// Of a gRPC message: a flag and the length in front.
 const FRAME_HEAD: usize = 5;
 
+/// What the relay does wrong. Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+pub(crate) struct Faults(Arc<Mutex<Armed>>);
+
+#[derive(Default)]
+struct Armed {
+    /// Of the next message of any watch stream.
+    watch: Option<Fault>,
+    /// Transactions that name this key are refused so many times.
+    writes: (String, usize),
+}
+
 /// What is wrong with a reply's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -38,7 +50,7 @@ pub(crate) enum Fault {
 /// Speaks plaintext; gone when dropped.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
-    fault: Arc<Mutex<Option<Fault>>>,
+    pub(crate) faults: Faults,
     _tasks: JoinSet<()>,
 }
 
@@ -49,11 +61,10 @@ impl Relay {
         let channel = Endpoint::from_shared(format!("http://{}", etcd.plain)).unwrap();
         let channel = channel.connect().await.unwrap();
         let token = token(channel.clone()).await;
-        let fault = Arc::new(Mutex::new(None));
-        let armed = Arc::clone(&fault);
-        let forward = move |request: Request| {
-            forward(channel.clone(), token.clone(), Arc::clone(&armed), request)
-        };
+        let faults = Faults::default();
+        let armed = faults.clone();
+        let forward =
+            move |request: Request| forward(channel.clone(), token.clone(), armed.clone(), request);
         let routes = Routes::from(Router::new().fallback(forward));
         let listener = TcpListener::bind(address).await.unwrap();
         let mut tasks = JoinSet::new();
@@ -64,14 +75,26 @@ impl Relay {
         });
         Self {
             address,
-            fault,
+            faults,
             _tasks: tasks,
         }
     }
+}
 
+impl Faults {
     /// The next message of any watch stream has this fault; those behind it are right again.
     pub(crate) fn next_watch_reply(&self, fault: Fault) {
-        *self.fault.lock().unwrap() = Some(fault);
+        self.0.lock().unwrap().watch = Some(fault);
+    }
+
+    /// The next transactions that name `key` fail, as if etcd had no leader.
+    pub(crate) fn refuse_writes(&self, key: &str, times: usize) {
+        self.0.lock().unwrap().writes = (key.to_owned(), times);
+    }
+
+    /// How many of them are still to come.
+    pub(crate) fn refusals_left(&self) -> usize {
+        self.0.lock().unwrap().writes.1
     }
 }
 
@@ -92,30 +115,46 @@ async fn token(channel: Channel) -> HeaderValue {
 async fn forward(
     channel: Channel,
     token: HeaderValue,
-    fault: Arc<Mutex<Option<Fault>>>,
+    faults: Faults,
     mut request: Request,
 ) -> Response {
-    let watch = request.uri().path() == "/etcdserverpb.Watch/Watch";
     request.headers_mut().insert("token", token);
-    let answer = channel
-        .oneshot(request.map(tonic::body::Body::new))
-        .await
-        .unwrap();
+    let path = request.uri().path().to_owned();
+    if path == "/etcdserverpb.KV/Txn" {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        if is_refused(&faults, &body) {
+            return unavailable();
+        }
+        request = Request::from_parts(head, Body::from(body));
+    }
+    let request = request.map(tonic::body::Body::new);
+    let answer = channel.oneshot(request).await.unwrap();
+    if path != "/etcdserverpb.Watch/Watch" {
+        return answer.map(Body::new);
+    }
     answer.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            frame.map_data(|data| {
-                let armed = if watch {
-                    fault.lock().unwrap().take()
-                } else {
-                    None
-                };
-                match armed {
-                    Some(fault) => spoil(&data, fault),
-                    None => data,
-                }
+            frame.map_data(|data| match faults.0.lock().unwrap().watch.take() {
+                Some(fault) => spoil(&data, fault),
+                None => data,
             })
         }))
     })
+}
+
+fn is_refused(faults: &Faults, body: &[u8]) -> bool {
+    let (key, left) = &mut faults.0.lock().unwrap().writes;
+    let names = *left > 0 && body.windows(key.len()).any(|part| part == key.as_bytes());
+    if names {
+        *left -= 1;
+    }
+    names
+}
+
+fn unavailable() -> Response {
+    let status = tonic::Status::unavailable("etcdserver: no leader");
+    status.into_http::<Body>()
 }
 
 /// The same message with another header.
