@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs every tier: format, lints, borders, licences, unit,
-# property, direct, etcd, kernel and compose. Run as root: the last two fail, not skip, without it.
+# property, direct, etcd, conformance, kernel and compose. Run as root: the last two fail, not skip, without it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
@@ -27,6 +27,8 @@ run env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
 run cargo build --locked --bins --examples
 run cargo test --locked --no-run --lib --bins --tests
 run cargo test --locked --lib --bins --test tidy --test etcd
+# Its cases mostly wait, so more of them than cores run at once.
+run cargo test --locked --test conformance -- --test-threads=8
 # Alone and one after another: the story counts connections per second.
 run cargo test --locked --test kernel -- --test-threads=1
 run scripts/test-compose.sh
