@@ -95,12 +95,12 @@ async fn r10_an_address_waits_for_its_identity() {
     peer.put_ip(&address, identity).await;
     world.targets(&address, identity).await;
     world.settle(&peer).await;
-    assert!(!world.labels().contains_key(&identity));
+    assert!(world.label(identity).is_none());
     let mark = world.mark();
     let labels = records::labels("west", "late");
     peer.etcd.put(&peer.identity_key(10), labels.clone()).await;
-    eventually("labels", async || world.labels().get(&identity).cloned()).await;
-    assert_eq!(world.labels()[&identity], labels);
+    eventually("labels", async || world.label(identity)).await;
+    assert_eq!(world.label(identity), Some(labels));
     let cached = peer.cached("identities", &identity.to_string());
     world.settle(&peer).await;
     world.assert_only(mark, &[&format!("identity {identity}"), &cached]);

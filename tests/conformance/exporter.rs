@@ -98,7 +98,7 @@ async fn p02_the_canary_waits_for_an_upsert_that_fails() {
         (faults.refusals_left() <= 1_000 - 3).then_some(())
     })
     .await;
-    assert!(producer.status().error.is_some());
+    eventually("the error", async || producer.status().error).await;
     for kind in CANARIES {
         assert!(producer.exported(&canary(kind)).is_none(), "{kind}");
     }
@@ -182,7 +182,7 @@ async fn p04_a_clean_restart_deletes_nothing() {
     let before = identity(&world, POD).await;
     world.caches(CACHED_SERVICE).await;
     world.targets("10.7.2.21", 6).await;
-    let mark = world.mark();
+    let mark = world.quiet().await;
     let history = producer.etcd.history().await;
     producer.stop().await;
     world
@@ -219,7 +219,7 @@ async fn p05_objects_that_did_not_change_are_not_written() {
     let world = reader(&producer).await;
     identity(&world, POD).await;
     world.caches(CACHED_SERVICE).await;
-    let mark = world.mark();
+    let mark = world.quiet().await;
     let history = producer.etcd.history().await;
     producer.write("cluster.yaml", &[&["# sent again"][..], &objects].concat());
     producer.write("more.yaml", &[&pod("b", "checkout", "10.112.2.45")]);
@@ -249,7 +249,7 @@ async fn p06_a_service_that_is_not_shared_or_not_global_any_more_is_deleted() {
         world.caches(CACHED_SERVICE).await;
         let value = producer.exports(SERVICE_KEY).await.value;
         assert!(String::from_utf8_lossy(&value).contains(r#""shared":true"#));
-        let mark = world.mark();
+        let mark = world.quiet().await;
         producer.write("service.yaml", &[&service("checkout", annotations)]);
         producer.withdraws(SERVICE_KEY).await;
         eventually("gone", async || {
@@ -294,7 +294,7 @@ async fn p08_an_address_stays_while_one_of_its_pods_lives() {
     let world = reader(&producer).await;
     producer.write("old.yaml", &[&pod("old", "checkout", POD)]);
     let before = identity(&world, POD).await;
-    let mark = world.mark();
+    let mark = world.quiet().await;
     // The same application, so that the address keeps its identity as well.
     producer.write(
         "new.yaml",

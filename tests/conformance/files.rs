@@ -61,6 +61,7 @@ async fn s13_a_touched_file_changes_nothing_and_new_content_reconnects_without_w
     // A later file was read, so the earlier one was as well.
     world.import(&north).await;
     assert_eq!(peer.proxy.connections(), 1);
+    world.settle(&north).await;
     let mark_north = world.mark();
     assert!(!world.since(mark).iter().any(|c| c.what.contains("west")));
     replace(&path, &format!("# new\n{}", peer.file()));

@@ -53,6 +53,7 @@ async fn s15_a_heartbeat_that_stops_leads_to_a_new_connection() {
 async fn s16_the_deletion_of_the_heartbeat_is_no_beat() {
     let (peer, world) = (Peer::start("west", 2).await, world().await);
     world.import(&peer).await;
+    world.settle(&peer).await;
     let mark = world.mark();
     peer.etcd.put(HEARTBEAT, "last").await;
     let last = Instant::now();

@@ -2,13 +2,15 @@
 //! What is recorded since a mark decides whether something flapped.
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::task::JoinSet;
 use tombolo::{
     mesh::{Delta, Deltas},
-    store::{Event, KeyRange, Store, WatchRequest},
+    store::{Event, KeyRange, Store, WatchRequest, Watcher},
 };
 
 /// What markers are made of, see `World::settle`: they come and go as they like.
@@ -25,63 +27,62 @@ pub(crate) struct Change {
     pub(crate) present: bool,
 }
 
-#[derive(Default)]
+/// What was seen, and where more comes from.
 struct Seen {
+    deltas: Deltas,
+    cache: Watcher,
     changes: Vec<Change>,
     /// Address or range to identity and cluster.
     map: BTreeMap<String, (u32, u32)>,
     labels: BTreeMap<u32, String>,
-    lost: bool,
 }
 
 /// Records as long as it lives.
 pub(crate) struct Recorder {
     seen: Arc<Mutex<Seen>>,
-    deltas: Deltas,
     _tasks: JoinSet<()>,
 }
 
 /// A moment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mark(usize);
 
 impl Recorder {
     pub(crate) fn start(deltas: Deltas, cache: &Store) -> Self {
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(record_deltas(deltas.clone(), Arc::clone(&seen)));
         let request = WatchRequest {
             range: KeyRange::prefix(b"cilium/"),
             start_revision: 1,
             ..WatchRequest::default()
         };
-        let mut watcher = cache.watch(request).unwrap();
-        let seen_by_watch = Arc::clone(&seen);
-        tasks.spawn(async move {
-            loop {
-                let batch = watcher.recv().await.expect("the history is long enough");
-                let mut seen = seen_by_watch.lock().unwrap();
-                seen.changes.extend(batch.events.iter().map(|event| Change {
-                    what: String::from_utf8_lossy(event.key()).into_owned(),
-                    present: matches!(event, Event::Put { .. }),
-                }));
-            }
-        });
+        let seen = Arc::new(Mutex::new(Seen {
+            deltas,
+            cache: cache.watch(request).unwrap(),
+            changes: Vec::new(),
+            map: BTreeMap::new(),
+            labels: BTreeMap::new(),
+        }));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(record(Arc::clone(&seen)));
         Self {
             seen,
-            deltas,
             _tasks: tasks,
         }
     }
 
+    /// All that has left the mesh by now.
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        let mut seen = self.seen.lock().unwrap();
+        seen.catch_up();
+        seen
+    }
+
     pub(crate) fn mark(&self) -> Mark {
-        Mark(self.seen.lock().unwrap().changes.len())
+        Mark(self.seen().changes.len())
     }
 
     /// Changes since then, in order, markers and heartbeats left out.
     pub(crate) fn since(&self, mark: Mark) -> Vec<Change> {
-        let seen = self.seen.lock().unwrap();
-        assert!(!seen.lost, "the queue of deltas was overrun");
+        let seen = self.seen();
         let changes = seen.changes[mark.0..].iter();
         changes
             .filter(|change| !is_marker(&change.what))
@@ -91,30 +92,48 @@ impl Recorder {
 
     /// Address or range to identity and cluster, as the kernel would have it.
     pub(crate) fn map(&self) -> BTreeMap<String, (u32, u32)> {
-        self.seen.lock().unwrap().map.clone()
+        self.seen().map.clone()
+    }
+
+    /// Identity and cluster of an address or range.
+    pub(crate) fn target(&self, prefix: &str) -> Option<(u32, u32)> {
+        self.seen().map.get(prefix).copied()
+    }
+
+    /// The labels of an identity.
+    pub(crate) fn label(&self, identity: u32) -> Option<String> {
+        self.seen().labels.get(&identity).cloned()
     }
 
     pub(crate) fn labels(&self) -> BTreeMap<u32, String> {
-        self.seen.lock().unwrap().labels.clone()
-    }
-
-    /// True if every delta so far was taken down.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.deltas.is_empty()
+        self.seen().labels.clone()
     }
 }
 
-async fn record_deltas(deltas: Deltas, seen: Arc<Mutex<Seen>>) {
+/// Takes deltas out soon: what waits is merged by key, which hides how often it changed (though not
+/// that it did).
+async fn record(seen: Arc<Mutex<Seen>>) {
     loop {
-        // One by one: nothing is out of the queue and not yet taken down for long.
-        let batch = deltas.pop_batch(1).await;
-        let mut seen = seen.lock().unwrap();
-        seen.lost |= batch.lost;
-        batch.items.into_iter().for_each(|delta| seen.apply(delta));
+        seen.lock().unwrap().catch_up();
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
 impl Seen {
+    fn catch_up(&mut self) {
+        while let Some(batch) = self.deltas.try_pop_batch(usize::MAX) {
+            assert!(!batch.lost, "the queue of deltas was overrun");
+            batch.items.into_iter().for_each(|delta| self.apply(delta));
+        }
+        while let Some(batch) = self.cache.recv().now_or_never() {
+            let batch = batch.expect("the history is long enough");
+            self.changes.extend(batch.events.iter().map(|event| Change {
+                what: String::from_utf8_lossy(event.key()).into_owned(),
+                present: matches!(event, Event::Put { .. }),
+            }));
+        }
+    }
+
     fn apply(&mut self, delta: Delta) {
         let (what, present) = match delta {
             Delta::Ip { prefix, target } => {

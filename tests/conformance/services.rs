@@ -34,23 +34,15 @@ async fn accepts(peer: &Peer, world: &World, record: &Value) {
     assert_eq!(world.status().await["rejected"], json!([]));
 }
 
-/// How many services west shares, without markers.
-async fn shared(world: &World, markers: u64) -> u64 {
-    world.peer("west").await["num-shared-services"]
-        .as_u64()
-        .unwrap()
-        - markers
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r15_a_service_that_is_not_shared_any_more_is_withdrawn() {
     let (peer, world) = west().await;
-    assert_eq!(shared(&world, 0).await, 1);
+    assert_eq!(world.shared_services(&peer).await, 1);
     let record = with(checkout(&peer), "shared", false);
     accepts(&peer, &world, &record).await;
-    assert_eq!(shared(&world, 1).await, 0);
+    assert_eq!(world.shared_services(&peer).await, 0);
     accepts(&peer, &world, &checkout(&peer)).await;
-    assert_eq!(shared(&world, 2).await, 1);
+    assert_eq!(world.shared_services(&peer).await, 1);
     world.stop().await;
 }
 
@@ -73,7 +65,7 @@ async fn r16_a_service_that_disagrees_with_key_or_cluster_is_dropped_and_the_old
         world.cached(&peer.cached(KEY.0, KEY.1)),
         Some(checkout(&peer).to_string())
     );
-    assert_eq!(shared(&world, 5).await, 1);
+    assert_eq!(world.shared_services(&peer).await, 1);
     world.stop().await;
 }
 
@@ -97,7 +89,7 @@ async fn r17_a_backend_that_is_no_address_spoils_the_whole_record() {
     // nobody here can read, for readers that can.
     let status = world.peer("west").await;
     assert_eq!(status["ready"], true);
-    assert!(shared(&world, 2).await >= 1, "{status}");
+    assert!(world.shared_services(&peer).await >= 1, "{status}");
     let copied = [
         peer.cached(KEY.0, KEY.1),
         peer.cached("services", "shop/never-good"),
@@ -115,7 +107,7 @@ async fn r18_a_port_without_name_has_the_empty_key() {
     record["frontends"]["10.96.44.10"] = port.clone();
     record["backends"][peer.pod()] = port;
     accepts(&peer, &world, &record).await;
-    assert_eq!(shared(&world, 1).await, 1);
+    assert_eq!(world.shared_services(&peer).await, 1);
     world.stop().await;
 }
 
@@ -128,6 +120,6 @@ async fn r19_a_headless_service_has_no_frontends() {
         &with(checkout(&peer), "frontends", json!({})),
     )
     .await;
-    assert_eq!(shared(&world, 1).await, 1);
+    assert_eq!(world.shared_services(&peer).await, 1);
     world.stop().await;
 }

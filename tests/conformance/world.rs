@@ -229,6 +229,10 @@ impl World {
         self.recorder.labels()
     }
 
+    pub(crate) fn label(&self, identity: u32) -> Option<String> {
+        self.recorder.label(identity)
+    }
+
     pub(crate) fn cached(&self, key: &str) -> Option<String> {
         let found = self.cache.get(key.as_bytes())?;
         Some(String::from_utf8_lossy(&found.value).into_owned())
@@ -267,7 +271,7 @@ impl World {
 
     /// The identity of an address; `None` if nobody has it.
     pub(crate) fn target(&self, prefix: &str) -> Option<u32> {
-        self.map().get(prefix).map(|(identity, _)| *identity)
+        self.recorder.target(prefix).map(|(identity, _)| identity)
     }
 
     /// Waits until an address has this identity.
@@ -289,7 +293,7 @@ impl World {
         self.targets(&peer.node(), 6).await;
         let labels = records::labels(peer.name, "checkout");
         eventually("labels", async || {
-            (self.labels().get(&peer.identity(1)) == Some(&labels)).then_some(())
+            (self.label(peer.identity(1)).as_ref() == Some(&labels)).then_some(())
         })
         .await;
         self.caches(&peer.cached("services", "shop/checkout")).await;
@@ -330,6 +334,29 @@ impl World {
         }
     }
 
+    /// How many services this peer shares, without markers.
+    pub(crate) async fn shared_services(&self, peer: &Peer) -> u64 {
+        let status = self.peer(peer.name).await;
+        let all = status["num-shared-services"].as_u64().unwrap();
+        all - u64::from(self.markers.load(Ordering::Relaxed))
+    }
+
+    /// Waits until nothing has left the mesh for a while, where no marker can be written.
+    pub(crate) async fn quiet(&self) -> Mark {
+        const LOOKS: u32 = 15;
+        let (mut mark, mut unchanged) = (self.mark(), 0);
+        eventually("quiet", async || {
+            unchanged = if self.mark() == mark {
+                unchanged + 1
+            } else {
+                0
+            };
+            mark = self.mark();
+            (unchanged == LOOKS).then_some(mark)
+        })
+        .await
+    }
+
     /// The peer writes a record that is refused for this reason and goes nowhere.
     pub(crate) async fn rejects(
         &self,
@@ -338,6 +365,7 @@ impl World {
         value: impl Into<Vec<u8>>,
         reason: &str,
     ) {
+        self.settle(peer).await;
         let (mark, before) = (self.mark(), self.rejected(peer.name, reason).await);
         peer.etcd.put(&peer.key(kind, suffix), value).await;
         self.settle(peer).await;
@@ -376,10 +404,9 @@ impl World {
         }
         self.targets(&address, 2).await;
         eventually("marker", async || {
-            self.labels().contains_key(&identity).then_some(())
+            self.label(identity).is_some().then_some(())
         })
         .await;
-        eventually("deltas", async || self.recorder.is_idle().then_some(())).await;
     }
 }
 
