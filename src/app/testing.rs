@@ -82,7 +82,6 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         view,
         export: Views::new(&ExportPolicy::default(), new_store),
         store: None,
-        export: Views::new(&ExportPolicy::default(), new_store),
         peers: Arc::new(move || registry.statuses()),
         endpoints: watch::channel(Vec::new()).1,
         drops: broadcast::channel(DROP_EVENTS_MAX).0,
