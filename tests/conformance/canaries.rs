@@ -34,7 +34,7 @@ fn unsynced(peer: &Value, kinds: &[&str]) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s01_nothing_is_read_before_its_canary() {
     let peer = without_canaries("west", 2).await;
-    let world = World::start().await;
+    let world = World::start();
     world.join(&peer);
     let is = |p: &Value| p["config"]["retrieved"] == true;
     world.until("west", "config", is).await;
@@ -56,7 +56,7 @@ async fn s01_nothing_is_read_before_its_canary() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s02_one_canary_opens_one_kind() {
     let peer = without_canaries("west", 2).await;
-    let world = World::start().await;
+    let world = World::start();
     world.join(&peer);
     peer.etcd.put(&peer.canary("nodes"), "now").await;
     world.targets(&peer.node(), 6).await;
@@ -91,7 +91,7 @@ async fn s02_one_canary_opens_one_kind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s03_a_canary_that_goes_changes_nothing() {
     let peer = Peer::start("west", 2).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.settle(&peer).await;
     let mark = world.mark();
@@ -111,7 +111,7 @@ async fn s03_a_canary_that_goes_changes_nothing() {
 async fn s04_an_unknown_canary_is_ignored() {
     let peer = without_canaries("west", 2).await;
     peer.etcd.put(&peer.canary("foo"), "now").await;
-    let world = World::start().await;
+    let world = World::start();
     world.join(&peer);
     world
         .until("west", "config", |p| p["config"]["retrieved"] == true)
@@ -135,7 +135,7 @@ async fn s05_a_producer_without_canaries_is_read_at_once() {
     let peer = Peer::empty("west", 2).await;
     peer.publish_config(&json!({"id": 2})).await;
     peer.publish_data().await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     assert_eq!(world.peer("west").await["config"]["sync-canaries"], false);
     world.stop().await;
@@ -166,7 +166,7 @@ async fn s06_a_cache_is_read_in_its_own_shapes_only() {
     peer.publish_config(&config).await;
     peer.publish_data().await;
     peer.publish_canaries().await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.settle(&peer).await;
     assert_eq!(
@@ -202,7 +202,7 @@ async fn s07_another_cluster_in_the_same_etcd_is_not_seen() {
         (other("services", "shop/checkout"), service),
     ];
     peer.etcd.put_all(entries).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     let status = world.peer("west").await;
     assert_eq!(

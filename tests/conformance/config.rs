@@ -16,7 +16,7 @@ async fn c01_a_missing_config_is_waited_for_without_a_new_connection() {
     let peer = Peer::empty("west", 2).await;
     peer.publish_data().await;
     peer.publish_canaries().await;
-    let world = World::start().await;
+    let world = World::start();
     world.join(&peer);
     let waiting = world
         .until("west", "waits", |p| p["connected"] == true)
@@ -48,8 +48,7 @@ async fn c02_without_a_config_the_connection_is_rebuilt_with_growing_delays() {
     let world = World::with(Setup {
         timing,
         ..Setup::default()
-    })
-    .await;
+    });
     world.join(&peer);
     let mut failed = Vec::new();
     for count in 1..=4 {
@@ -82,7 +81,7 @@ async fn c02_without_a_config_the_connection_is_rebuilt_with_growing_delays() {
 async fn c03_a_config_that_is_no_json_concerns_its_peer_only() {
     let (peer, north) = tokio::join!(Peer::start("west", 2), Peer::start("north", 3));
     peer.etcd.put(&peer.config_key(), "{not json").await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&north).await;
     world.settle(&north).await;
     let mark = world.mark();
@@ -104,8 +103,7 @@ async fn refuses(max: MaxClusters, configs: &[(&str, &str)]) {
     let world = World::with(Setup {
         max,
         ..Setup::default()
-    })
-    .await;
+    });
     peer.publish_data().await;
     peer.publish_canaries().await;
     world.join(&peer);
@@ -146,7 +144,7 @@ async fn c04_a_config_without_id_is_refused() {
 async fn c05_an_id_above_255_is_refused_and_255_accepted() {
     let rows = [(r#"{"id":256}"#, "cluster id 256 is out of range")];
     refuses(MaxClusters::C255, &rows).await;
-    let (peer, world) = (Peer::start("west", 255).await, World::start().await);
+    let (peer, world) = (Peer::start("west", 255).await, World::start());
     world.import(&peer).await;
     world.stop().await;
 }
@@ -169,7 +167,7 @@ async fn c07_a_mesh_of_255_takes_a_peer_of_511_with_a_small_id() {
     let config =
         json!({"id": 7, "capabilities": {"syncedCanaries": true, "maxConnectedClusters": 511}});
     peer.publish_config(&config).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.stop().await;
 }
@@ -191,7 +189,7 @@ async fn c09_an_id_belongs_to_the_first_until_its_file_goes() {
         records::ip(&pod, north.identity(7)).to_string(),
     );
     north.etcd.put_all(vec![identity, ip]).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&west).await;
     world.settle(&west).await;
     let mark = world.mark();
@@ -211,7 +209,7 @@ async fn c09_an_id_belongs_to_the_first_until_its_file_goes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c10_a_peer_that_comes_back_with_another_id_starts_afresh() {
     let mut peer = Peer::start("west", 2).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.settle(&peer).await;
     let old = [
@@ -254,7 +252,7 @@ async fn c11_field_names_of_any_case_and_unknown_fields_are_read() {
     let peer = Peer::start("west", 2).await;
     let config = r#"{"ID":2,"Capabilities":{"SYNCEDCANARIES":true},"future":{"x":[1]}}"#;
     peer.etcd.put(&peer.config_key(), config).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     assert_eq!(world.peer("west").await["config"]["sync-canaries"], true);
     world.stop().await;
@@ -270,7 +268,7 @@ async fn c12_configs_of_wrong_type_or_with_garbage_behind_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c13_the_file_of_the_own_cluster_is_ignored() {
     let (peer, north) = tokio::join!(Peer::start("east", 2), Peer::start("north", 3));
-    let world = World::start().await;
+    let world = World::start();
     world.join(&peer);
     world.import(&north).await;
     let status = world.status().await;
@@ -293,7 +291,7 @@ async fn c13_the_file_of_the_own_cluster_is_ignored() {
 async fn c14_files_whose_name_is_no_cluster_name_are_ignored_with_an_error() {
     let (log, _reading) = logs::read();
     let peer = Peer::start("west", 2).await;
-    let world = World::start().await;
+    let world = World::start();
     let long = "a".repeat(33);
     for name in ["West", "-west", &long] {
         replace(&world.peers().join(name), &peer.file());

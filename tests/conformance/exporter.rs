@@ -25,7 +25,7 @@ fn canary(kind: &str) -> String {
 
 /// A reader of the producer, ready.
 async fn reader(producer: &Producer) -> World {
-    let world = World::start().await;
+    let world = World::start();
     replace(&world.peers().join("west"), &producer.file());
     world.ready("west").await;
     world
@@ -102,7 +102,7 @@ async fn p02_the_canary_waits_for_an_upsert_that_fails() {
     for kind in CANARIES {
         assert!(producer.exported(&canary(kind)).is_none(), "{kind}");
     }
-    let world = World::start().await;
+    let world = World::start();
     replace(&world.peers().join("west"), &producer.file());
     let is = |p: &Value| p["config"]["retrieved"] == true;
     let waiting = world.until("west", "waits", is).await;

@@ -22,7 +22,7 @@ async fn west() -> (Peer, World) {
     for kind in MORE {
         peer.etcd.put(&peer.canary(kind), "now").await;
     }
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.settle(&peer).await;
     (peer, world)

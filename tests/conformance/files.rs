@@ -13,7 +13,7 @@ use super::{
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s12_a_removed_file_withdraws_its_peer_and_frees_the_id() {
     let (peer, north) = tokio::join!(Peer::start("west", 2), Peer::start("north", 3));
-    let world = World::start().await;
+    let world = World::start();
     world.import(&north).await;
     world.import(&peer).await;
     world.settle(&north).await;
@@ -50,7 +50,7 @@ async fn s12_a_removed_file_withdraws_its_peer_and_frees_the_id() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s13_a_touched_file_changes_nothing_and_new_content_reconnects_without_withdrawing() {
     let (peer, north) = tokio::join!(Peer::start("west", 2), Peer::start("north", 3));
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.settle(&peer).await;
     let mark = world.mark();
@@ -91,7 +91,7 @@ fn swap(peers: &Path, version: &str) {
 async fn s14_a_swapped_secret_volume_is_new_content() {
     let peer = Peer::start("west", 2).await;
     let other_line = Proxy::start(peer.etcd.address).await;
-    let world = World::start().await;
+    let world = World::start();
     let peers = world.peers();
     mount(&peers, "..v1", "west", &peer.file());
     swap(&peers, "..v1");
@@ -115,7 +115,7 @@ async fn s14_a_swapped_secret_volume_is_new_content() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s19_a_dead_endpoint_is_passed_over() {
     let peer = Peer::start("west", 2).await;
-    let world = World::start().await;
+    let world = World::start();
     // Whichever is drawn first, over several connections each is.
     for round in 0..4 {
         let live = format!("https://{}", peer.proxy.address);

@@ -8,7 +8,7 @@ async fn r20_an_invalid_value_keeps_the_old_one_until_the_next_list() {
     let peer = Peer::start("west", 2).await;
     let address = peer.address(20);
     peer.put_ip(&address, peer.identity(1)).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.targets(&address, peer.identity(1)).await;
     world.settle(&peer).await;
@@ -71,7 +71,7 @@ async fn r21_hostile_values_are_dropped_and_bad_utf_8_is_replaced() {
     let large = ["--max-request-bytes", "8388608"];
     let peer = Peer::with_flags("west", 2, &large).await;
     peer.publish().await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.settle(&peer).await;
     let kinds = ["nodes", "ip", "services"];
@@ -132,7 +132,7 @@ async fn r24_a_large_cluster_is_listed_in_pages() {
         (peer.key("ip", &address(n)), record.to_string())
     });
     peer.etcd.put_all(addresses.collect()).await;
-    let world = World::start().await;
+    let world = World::start();
     let before = peer.etcd.ranges().await;
     world.import(&peer).await;
     world.settle(&peer).await;

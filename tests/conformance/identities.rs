@@ -3,7 +3,7 @@ use super::{peer::Peer, records, world::World};
 
 /// West, imported.
 async fn west() -> (Peer, World) {
-    let (peer, world) = (Peer::start("west", 2).await, World::start().await);
+    let (peer, world) = (Peer::start("west", 2).await, World::start());
     world.import(&peer).await;
     world.settle(&peer).await;
     (peer, world)

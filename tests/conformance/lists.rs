@@ -48,7 +48,7 @@ async fn s08_a_list_in_pages_is_one_snapshot_and_changes_follow_in_order() {
         (peer.key("ip", &address), record.to_string())
     });
     peer.etcd.put_all(records.collect()).await;
-    let world = World::start().await;
+    let world = World::start();
     let mark = world.mark();
     world.join(&peer);
     churn(&peer, &world).await;
@@ -118,7 +118,7 @@ async fn s09_a_compacted_watch_is_listed_anew_and_nothing_flaps() {
     let peer = Peer::start("west", 2).await;
     let (gone, new) = (peer.address(1), peer.address(2));
     peer.put_ip(&gone, peer.identity(1)).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.targets(&gone, peer.identity(1)).await;
     world.settle(&peer).await;
@@ -150,7 +150,7 @@ async fn s09_a_compacted_watch_is_listed_anew_and_nothing_flaps() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s10_an_outage_without_changes_leaves_no_trace() {
     let peer = Peer::start("west", 2).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.settle(&peer).await;
     let mark = world.mark();
@@ -173,7 +173,7 @@ async fn s11_changes_while_away_come_once_and_behind_the_canaries() {
     for address in [&gone, &changed] {
         peer.put_ip(address, peer.identity(1)).await;
     }
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.targets(&changed, peer.identity(1)).await;
     world.settle(&peer).await;

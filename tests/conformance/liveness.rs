@@ -14,7 +14,7 @@ use super::{
 /// Two minutes, in a case's time.
 const STALE: Duration = Duration::from_secs(3);
 
-async fn world() -> World {
+fn world() -> World {
     let timing = Timing {
         heartbeat_stale: STALE,
         ..Timing::default()
@@ -23,12 +23,11 @@ async fn world() -> World {
         timing,
         ..Setup::default()
     })
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s15_a_heartbeat_that_stops_leads_to_a_new_connection() {
-    let (peer, world) = (Peer::start("west", 2).await, world().await);
+    let (peer, world) = (Peer::start("west", 2).await, world());
     world.import(&peer).await;
     world.settle(&peer).await;
     let mark = world.mark();
@@ -51,7 +50,7 @@ async fn s15_a_heartbeat_that_stops_leads_to_a_new_connection() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s16_the_deletion_of_the_heartbeat_is_no_beat() {
-    let (peer, world) = (Peer::start("west", 2).await, world().await);
+    let (peer, world) = (Peer::start("west", 2).await, world());
     world.import(&peer).await;
     world.settle(&peer).await;
     let mark = world.mark();
@@ -75,7 +74,7 @@ async fn s16_the_deletion_of_the_heartbeat_is_no_beat() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s17_any_text_is_a_heartbeat() {
-    let (peer, world) = (Peer::start("west", 2).await, world().await);
+    let (peer, world) = (Peer::start("west", 2).await, world());
     world.import(&peer).await;
     let from = Instant::now();
     while from.elapsed() < STALE * 2 {
@@ -97,7 +96,7 @@ async fn s17_any_text_is_a_heartbeat() {
 async fn s18_a_reply_of_another_cluster_or_without_header_ends_the_connection() {
     let peer = Peer::start("west", 2).await;
     let relay = Relay::start(&peer.etcd).await;
-    let world = World::start().await;
+    let world = World::start();
     let path = world.peers().join("west");
     super::peer::replace(
         &path,

@@ -9,7 +9,7 @@ use super::{
 
 /// West, imported, with a node that is read.
 async fn west() -> (Peer, World) {
-    let (peer, world) = (Peer::start("west", 2).await, World::start().await);
+    let (peer, world) = (Peer::start("west", 2).await, World::start());
     world.import(&peer).await;
     world.settle(&peer).await;
     (peer, world)

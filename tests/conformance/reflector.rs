@@ -18,7 +18,7 @@ fn canary(peer: &Peer, kind: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p09_the_cache_stays_while_its_peer_is_out_of_reach() {
     let peer = Peer::start("west", 2).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.settle(&peer).await;
     let config: Value = serde_json::from_str(&world.cached(&peer.config_key()).unwrap()).unwrap();
@@ -55,7 +55,7 @@ async fn p10_a_removed_peers_config_goes_first_and_its_data_after_a_while() {
         cache_grace: GRACE,
         ..Setup::default()
     };
-    let world = World::with(setup).await;
+    let world = World::with(setup);
     world.import(&foo).await;
     world.import(&foobar).await;
     world.settle(&foobar).await;
@@ -109,7 +109,7 @@ async fn p10_a_removed_peers_config_goes_first_and_its_data_after_a_while() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p11_what_cannot_be_decoded_is_copied_unchanged() {
     let peer = Peer::start("west", 2).await;
-    let world = World::start().await;
+    let world = World::start();
     world.import(&peer).await;
     world.settle(&peer).await;
     let bytes = [b"{not json \xff\x00".as_slice(), b"over an old one"];

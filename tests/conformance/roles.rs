@@ -19,7 +19,7 @@ use super::{
 /// West as a producer, a ready reader of it, and one more connection as that reader's user.
 async fn served() -> (Producer, World, Client) {
     let producer = Producer::start(&[NODE]).await;
-    let world = World::start().await;
+    let world = World::start();
     replace(&world.peers().join("west"), &producer.file());
     world.ready("west").await;
     world.targets("10.7.2.21", 6).await;
@@ -193,8 +193,7 @@ async fn p15_a_layer_7_rule_is_never_its_port_alone() {
     let world = World::with(Setup {
         errors,
         ..Setup::default()
-    })
-    .await;
+    });
     let status = world.status().await;
     let text = status["errors"].to_string();
     assert!(

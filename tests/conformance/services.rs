@@ -11,7 +11,7 @@ const KEY: (&str, &str) = ("services", "shop/checkout");
 
 /// West, imported, with the service `shop/checkout`.
 async fn west() -> (Peer, World) {
-    let (peer, world) = (Peer::start("west", 2).await, World::start().await);
+    let (peer, world) = (Peer::start("west", 2).await, World::start());
     world.import(&peer).await;
     (peer, world)
 }

@@ -86,11 +86,11 @@ pub(crate) fn connector(store: &Store) -> Connector {
 }
 
 impl World {
-    pub(crate) async fn start() -> Self {
-        Self::with(Setup::default()).await
+    pub(crate) fn start() -> Self {
+        Self::with(Setup::default())
     }
 
-    pub(crate) async fn with(setup: Setup) -> Self {
+    pub(crate) fn with(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let directory = dir.path().join("peers");
         std::fs::create_dir(&directory).unwrap();
