@@ -6,11 +6,12 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rcgen::SanType;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tombolo::test_support::eventually;
 
 use super::{
     real::{Etcd, Release, own_address},
@@ -98,11 +99,14 @@ impl World {
 
     /// Users as Cilium makes them, and the keys of clusters `good`, `west` and `silent`.
     fn fill(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !self.etcdctl(&["endpoint", "health"]) {
-            assert!(Instant::now() < deadline, "etcd does not answer");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        eventually(Duration::from_secs(20), || {
+            anyhow::ensure!(
+                self.etcdctl(&["endpoint", "health"]),
+                "etcd does not answer"
+            );
+            Ok(())
+        })
+        .unwrap();
         let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap();
         self.put("cilium/.heartbeat", &now);
         for cluster in ["good", "silent"] {
@@ -313,11 +317,8 @@ fn each_fault_is_named_by_its_layer() {
     world.assert_fails("good", "TLS", "no answer within 2 s");
     let plaintext = Etcd::start(Release::V3_4, &[]);
     world.configure("good", &as_own(&format!("https://{}", plaintext.endpoint)));
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while std::net::TcpStream::connect(&plaintext.endpoint).is_err() {
-        assert!(Instant::now() < deadline, "etcd does not listen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let listens = || Ok(std::net::TcpStream::connect(&plaintext.endpoint).map(drop)?);
+    eventually(Duration::from_secs(20), listens).unwrap();
     world.assert_fails("good", "TLS", "does this port speak TLS");
     let stranger = Ca::new("stranger");
     std::fs::write(world.dir.path().join("stranger.crt"), &stranger.pem).unwrap();
