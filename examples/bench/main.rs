@@ -21,9 +21,12 @@ mod datapath;
 mod fanout;
 mod figure;
 mod mesh;
+mod peers;
+mod propagation;
 mod puts;
 mod ranges;
 mod raw;
+mod scale;
 mod store;
 mod world;
 
@@ -63,6 +66,10 @@ enum Group {
     Fanout,
     /// Import of a peer's keyspace
     Mesh,
+    /// Large and many peers, reconnection and restart, up to the kernel's maps
+    Scale,
+    /// Latency from a peer's write to a watcher of the cache
+    Propagation,
     /// The policy programs on made-up packets
     Datapath,
 }
@@ -76,6 +83,9 @@ enum Part {
         addresses: u32,
         /// Of a durable cluster store; without it, the store is in memory
         directory: Option<PathBuf>,
+        /// What the cache holds of how many peers
+        #[arg(long)]
+        peers: Option<peers::Shape>,
     },
     /// (child) wait for the last key in the cache at the URL
     #[command(hide = true)]
@@ -111,7 +121,13 @@ fn run(args: &Args) -> Result<ExitCode> {
             certs,
             addresses,
             directory,
-        }) => runtime.block_on(world::serve(certs, *addresses, directory.as_deref()))?,
+            peers,
+        }) => runtime.block_on(world::serve(
+            certs,
+            *addresses,
+            directory.as_deref(),
+            *peers,
+        ))?,
         Some(Part::Read {
             certs,
             cache,
@@ -155,6 +171,8 @@ fn measure(runtime: &tokio::runtime::Runtime, options: &Options) -> Result<()> {
             Group::Puts => puts::measure(runtime, options.quick),
             Group::Fanout => fanout::measure(runtime, options.quick),
             Group::Mesh => mesh::measure(runtime, options.quick),
+            Group::Scale => scale::measure(runtime, options.quick),
+            Group::Propagation => propagation::measure(runtime, options.quick),
             Group::Datapath => datapath::measure(options.quick),
         };
         for figure in figures.with_context(|| format!("measure {group:?}"))? {

@@ -1,5 +1,6 @@
 //! What the groups share: certificates, records, a real etcd, our own server, clients over mTLS.
 use std::{
+    fs,
     net::{Ipv4Addr, TcpListener as StdListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -22,6 +23,8 @@ use tombolo::{
     tls::{self, ClientOptions, ClientTls, Paths, ServerTls},
     types::ClusterName,
 };
+
+use crate::peers::Shape;
 
 /// The cluster whose records are read.
 pub(crate) const EAST: &str = "east";
@@ -148,27 +151,34 @@ pub(crate) fn records(addresses: u32) -> Result<Vec<(String, Vec<u8>)>> {
             Layout::State.prefix(Kind::Identities, &east),
             identity(n)
         );
-        let labels = format!(
-            "k8s:app=checkout-{n};k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop;\
-             k8s:io.cilium.k8s.policy.cluster=east;k8s:io.cilium.k8s.policy.serviceaccount=default;\
-             k8s:io.kubernetes.pod.namespace=shop;"
-        );
-        records.push((key, labels.into_bytes()));
+        records.push((key, labels(EAST, n).into_bytes()));
     }
+    let prefix = Layout::State.prefix(Kind::Ips, &east);
     for n in 0..addresses {
-        let ip = address(n);
-        let host = Ipv4Addr::from_bits(0xac10_0000 + n / 100);
-        let id = identity(n / ADDRESSES_PER_IDENTITY);
-        let value = format!(
-            r#"{{"IP":"{ip}","Mask":null,"HostIP":"{host}","ID":{id},"Key":0,"Metadata":"","K8sNamespace":"shop","K8sPodName":"checkout-6c9f7d5b8-{n:05x}","K8sServiceAccount":"default","NamedPorts":[{{"Name":"http","Port":8080,"Protocol":"TCP"}},{{"Name":"metrics","Port":9090,"Protocol":"TCP"}}]}}"#
-        );
-        let prefix = Layout::State.prefix(Kind::Ips, &east);
-        records.push((format!("{prefix}{ip}"), value.into_bytes()));
+        let value = address_record(address(n), identity(n / ADDRESSES_PER_IDENTITY), n);
+        records.push((format!("{prefix}{}", address(n)), value.into_bytes()));
     }
     for kind in Kind::ALL {
         records.push((Layout::State.canary(kind, &east), b"true".to_vec()));
     }
     Ok(records)
+}
+
+/// The labels of a cluster's identity.
+pub(crate) fn labels(cluster: &str, n: u32) -> String {
+    format!(
+        "k8s:app=checkout-{n};k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop;\
+         k8s:io.cilium.k8s.policy.cluster={cluster};k8s:io.cilium.k8s.policy.serviceaccount=default;\
+         k8s:io.kubernetes.pod.namespace=shop;"
+    )
+}
+
+/// An address with all its fields; `n` makes it differ from others.
+pub(crate) fn address_record(ip: Ipv4Addr, identity: u32, n: u32) -> String {
+    let host = Ipv4Addr::from_bits(0xac10_0000 + n / 100 % 0x1_0000);
+    format!(
+        r#"{{"IP":"{ip}","Mask":null,"HostIP":"{host}","ID":{identity},"Key":0,"Metadata":"","K8sNamespace":"shop","K8sPodName":"checkout-6c9f7d5b8-{n:08x}","K8sServiceAccount":"default","NamedPorts":[{{"Name":"http","Port":8080,"Protocol":"TCP"}},{{"Name":"metrics","Port":9090,"Protocol":"TCP"}}]}}"#
+    )
 }
 
 /// The address that sorts last as text, which a list in key order yields last.
@@ -188,7 +198,12 @@ pub(crate) fn identity(n: u32) -> u32 {
 
 /// The child that serves the cluster's export, and its own store from `directory` if there is one,
 /// on a free port that it prints.
-pub(crate) async fn serve(certs: &Path, addresses: u32, directory: Option<&Path>) -> Result<()> {
+pub(crate) async fn serve(
+    certs: &Path,
+    addresses: u32,
+    directory: Option<&Path>,
+    peers: Option<Shape>,
+) -> Result<()> {
     // As the agent makes them.
     fn new_store() -> Store {
         Store::new(Options {
@@ -197,17 +212,24 @@ pub(crate) async fn serve(certs: &Path, addresses: u32, directory: Option<&Path>
         })
     }
     let cancel = CancellationToken::new();
+    let views = Views::new(&ExportPolicy::default(), new_store);
+    let export = views.of(None).store;
     let keyspaces = Keyspaces {
+        // In memory, the administrator writes what the peers read.
         cluster: Some(match directory {
             Some(directory) => open_durable(directory, cancel.clone())?,
-            None => new_store().into(),
+            None => export.clone().into(),
         }),
-        export: Views::new(&ExportPolicy::default(), new_store),
+        export: views,
         cache: new_store(),
     };
-    let export = keyspaces.export.of(None).store;
     for (key, value) in records(addresses)? {
         export.put(key.into(), value.into(), 0)?;
+    }
+    if let Some(shape) = peers {
+        for (key, value) in shape.records()? {
+            keyspaces.cache.put(key.into(), value.into(), 0)?;
+        }
     }
     let tls = ServerTls::load(Paths {
         cert: certs.join("server.crt"),
@@ -261,6 +283,12 @@ impl Process {
             child.with_context(|| format!("start {}", describe(command)))?,
         ))
     }
+
+    pub(crate) fn resident_bytes(&self) -> Result<usize> {
+        let path = format!("/proc/{}/statm", self.0.id());
+        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        resident_bytes(&text)
+    }
 }
 
 impl Drop for Process {
@@ -278,7 +306,7 @@ pub(crate) struct Bpffs(PathBuf);
 impl Bpffs {
     /// Mounts one on `path`, which is made.
     pub(crate) fn mount(path: PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         let mut command = Command::new("mount");
         run_ok(command.args(["-t", "bpf", "bpf"]).arg(&path), COMMAND_LIMIT)?;
         Ok(Self(path))
@@ -414,12 +442,7 @@ impl Server {
     }
 
     pub(crate) fn resident_bytes(&self) -> Result<usize> {
-        let text = self.proc("statm")?;
-        let pages = text
-            .split_whitespace()
-            .nth(1)
-            .context("an odd statm file")?;
-        Ok(pages.parse::<usize>()? * 4_096)
+        resident_bytes(&self.proc("statm")?)
     }
 
     fn proc(&self, file: &str) -> Result<String> {
@@ -428,8 +451,14 @@ impl Server {
             Self::Etcd(etcd) => etcd.process.0.id(),
         };
         let path = format!("/proc/{id}/{file}");
-        std::fs::read_to_string(&path).with_context(|| format!("read {path}"))
+        fs::read_to_string(&path).with_context(|| format!("read {path}"))
     }
+}
+
+/// Of a process, by its statm file.
+fn resident_bytes(statm: &str) -> Result<usize> {
+    let pages = statm.split_whitespace().nth(1);
+    Ok(pages.context("an odd statm file")?.parse::<usize>()? * 4_096)
 }
 
 /// A port on loopback that nobody has.
