@@ -42,6 +42,19 @@ pub enum Kind {
     EndpointSlices,
 }
 
+impl KeyEvent {
+    /// What it is about.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Upsert { kind, .. }
+            | Self::Delete { kind, .. }
+            | Self::BeginList { kind }
+            | Self::EndList { kind } => *kind,
+        }
+    }
+}
+
 /// One change of a member's keyspace as its follower saw it. `suffix` is the key behind the kind's
 /// prefix (node name, decimal id, address, `namespace/name`), so that an entry is the same entry
 /// under `state/` and under `cache/`.

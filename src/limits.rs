@@ -192,6 +192,8 @@ pub const CACHE_READY_CHECK: Duration = Duration::from_millis(250);
 pub const MEMBERS_MAX: usize = 512;
 /// Most deltas turned into kernel changes at once, so that policies and endpoints get their turn.
 pub const DELTA_BATCH_MAX: usize = 4_096;
+/// Most batches that are followed to the kernel at once, to measure how long that takes.
+pub const PROPAGATION_SAMPLES_MAX: usize = 64;
 /// Most pending deltas between the mesh and the datapath; past it a full reconcile is owed instead.
 pub const DELTA_QUEUE_MAX: usize = 262_144;
 /// Most keys of a peer that are in force or in the cache: a cluster with 500 000 endpoints and as

@@ -29,6 +29,7 @@ use self::{
 };
 pub use self::{
     image::{Fingerprint, Image, ImageError, fingerprint},
+    propagation::{Propagation, Sample},
     view::{IdentityView, NodeView, Offender, View},
 };
 
@@ -41,6 +42,7 @@ mod image;
 mod ip_map;
 mod member;
 mod prefixes;
+mod propagation;
 #[cfg(test)]
 mod proptests;
 mod quota;
@@ -183,6 +185,12 @@ impl Mesh {
     #[must_use]
     pub fn view(&self) -> View {
         self.view.clone()
+    }
+
+    /// The end of the queue of deltas, as [`Deltas::end`].
+    #[must_use]
+    pub fn deltas_end(&self) -> u64 {
+        self.deltas.end()
     }
 
     /// A member's configuration is known. A new id withdraws all that was known under the old one.

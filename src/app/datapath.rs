@@ -117,6 +117,8 @@ impl Datapath {
             self.recover(changes);
         }
         self.deltas(batch.items, changes);
+        let samples = self.view.propagation.taken(self.deltas.taken());
+        changes.extend(samples.into_iter().map(Change::Sampled));
     }
 
     /// Identities go to the engine before any address of the same batch reaches the kernel.

@@ -2,6 +2,7 @@
 //! of its own, merges what is pending by key, and gives each member a slice in turn: a busy member
 //! makes only itself wait, and the mesh never works on what is outdated.
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     task::{Context, Poll},
     time::Instant,
@@ -11,8 +12,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    keyspace::KeyEvent,
     limits::{MEMBER_SLICE, MEMBERS_MAX, PEER_QUEUE_BATCHES},
-    mesh::{Mesh, Terms},
+    mesh::{Mesh, Propagation, Sample, Terms},
     peer::{MemberEvent, Pending},
     types::ClusterName,
 };
@@ -43,6 +45,7 @@ pub(crate) fn channel() -> (Members, mpsc::Receiver<Joining>) {
 /// Applies members' events until cancelled.
 pub(crate) async fn run(mesh: Mesh, joining: mpsc::Receiver<Joining>, cancel: CancellationToken) {
     let mut work = Work {
+        propagation: mesh.view().propagation,
         mesh,
         joining,
         members: Vec::new(),
@@ -52,6 +55,7 @@ pub(crate) async fn run(mesh: Mesh, joining: mpsc::Receiver<Joining>, cancel: Ca
 }
 
 struct Work {
+    propagation: Propagation,
     mesh: Mesh,
     joining: mpsc::Receiver<Joining>,
     members: Vec<Member>,
@@ -63,6 +67,8 @@ struct Member {
     name: ClusterName,
     events: mpsc::Receiver<MemberEvent>,
     pending: Pending,
+    /// Batches that are followed, and where they end in `pending`.
+    samples: VecDeque<(u64, Sample)>,
     /// Its sender is gone; what is pending still counts.
     closed: bool,
 }
@@ -90,13 +96,14 @@ impl Work {
             self.members.retain(|member| member.name != name);
             self.members.push(Member {
                 pending: Pending::new(name.clone()),
+                samples: VecDeque::new(),
                 name,
                 events,
                 closed: false,
             });
         }
         for member in &mut self.members {
-            member.absorb(context);
+            member.absorb(context, &self.propagation);
         }
         self.members.retain(|m| !m.closed || !m.pending.is_empty());
         let idle = self.members.iter().all(|m| m.pending.is_empty());
@@ -116,6 +123,10 @@ impl Work {
                 self.settle_removals(index);
             }
             self.apply(event);
+            let end = self.mesh.deltas_end();
+            for sample in self.members[index].applied() {
+                self.propagation.in_mesh(sample, end);
+            }
             return true;
         }
         false
@@ -127,7 +138,7 @@ impl Work {
         let mut removed = Vec::new();
         for (index, member) in self.members.iter_mut().enumerate() {
             if index != connecting {
-                member.drain();
+                member.drain(&self.propagation);
                 removed.extend(member.pending.take_removed());
             }
         }
@@ -153,7 +164,10 @@ impl Work {
             }
             MemberEvent::Keys { name, events } => self.mesh.apply(&name, events),
             MemberEvent::Expired { name } => self.mesh.expire_services(&name),
-            MemberEvent::Removed { name } => self.mesh.removed(&name, now()),
+            MemberEvent::Removed { name } => {
+                self.mesh.removed(&name, now());
+                self.propagation.forget(&name);
+            }
         }
     }
 }
@@ -172,10 +186,10 @@ async fn until(instant: Option<Instant>) {
 
 impl Member {
     /// Takes what its channel holds, as far as there is room.
-    fn absorb(&mut self, context: &mut Context<'_>) {
+    fn absorb(&mut self, context: &mut Context<'_>, propagation: &Propagation) {
         while !self.closed && !self.pending.is_full() {
             match self.events.poll_recv(context) {
-                Poll::Ready(Some(event)) => self.pending.push(event),
+                Poll::Ready(Some(event)) => self.push(event, propagation),
                 Poll::Ready(None) => self.closed = true,
                 Poll::Pending => return,
             }
@@ -183,10 +197,41 @@ impl Member {
     }
 
     /// Takes all that its channel holds, which is little.
-    fn drain(&mut self) {
+    fn drain(&mut self, propagation: &Propagation) {
         while let Ok(event) = self.events.try_recv() {
-            self.pending.push(event);
+            self.push(event, propagation);
         }
+    }
+
+    fn push(&mut self, event: MemberEvent, propagation: &Propagation) {
+        let sample = match &event {
+            MemberEvent::Keys { name, events } => {
+                let kind = events.first().map(KeyEvent::kind);
+                kind.and_then(|kind| propagation.received(name, kind))
+            }
+            MemberEvent::Removed { .. } => {
+                self.samples.clear();
+                None
+            }
+            MemberEvent::Connected { .. } | MemberEvent::Expired { .. } => None,
+        };
+        self.pending.push(event);
+        let end = self.pending.end();
+        self.samples.extend(sample.map(|sample| (end, sample)));
+    }
+
+    /// The samples of which everything is popped.
+    fn applied(&mut self) -> Vec<Sample> {
+        let popped = self.pending.popped();
+        let count = self
+            .samples
+            .iter()
+            .take_while(|(end, _)| *end <= popped)
+            .count();
+        self.samples
+            .drain(..count)
+            .map(|(_, sample)| sample)
+            .collect()
     }
 }
 

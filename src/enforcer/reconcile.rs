@@ -16,6 +16,7 @@ use super::{
     datapath::{Datapath, Error, Observed},
 };
 use crate::{
+    mesh::Sample,
     policy::{MapDelta, PolicyEntry, PolicyKey},
     types::{EndpointEvent, EndpointId, IpPrefix, LocalEndpoint, MaxClusters},
 };
@@ -39,6 +40,8 @@ pub struct Reconciler<D> {
     endpoints: HashMap<EndpointId, Arc<LocalEndpoint>>,
     /// Default-deny bits; kept from the kernel until the policy engine says otherwise.
     flags: HashMap<EndpointId, u32>,
+    /// Batches whose changes came before, and are perhaps not written yet.
+    sampled: Vec<Sample>,
     status: Status,
 }
 
@@ -63,6 +66,7 @@ impl<D: Datapath> Reconciler<D> {
             restored_endpoints: HashSet::new(),
             endpoints: HashMap::new(),
             flags: HashMap::new(),
+            sampled: Vec::new(),
             status: Status::default(),
         };
         for endpoint in reconciler.kernel.endpoints.values() {
@@ -81,6 +85,9 @@ impl<D: Datapath> Reconciler<D> {
         }
         self.sweep_policy();
         self.write();
+        if self.ipcache.is_empty() && self.policy.is_empty() {
+            self.sampled.drain(..).for_each(|sample| sample.enforced());
+        }
     }
 
     /// To be called now and then: tries again what failed, and looks for lost interfaces.
@@ -240,6 +247,7 @@ impl<D: Datapath> Reconciler<D> {
                     .filter(gone)
                     .for_each(|cluster| self.sweep_policy_of(cluster));
             }
+            Change::Sampled(sample) => self.sampled.push(sample),
             Change::InterfacesChanged => {
                 // An index may have been given out again: whatever is attached is attached anew.
                 self.kernel.links.clear();

@@ -44,6 +44,8 @@ struct State<K, V> {
     order: VecDeque<K>,
     values: HashMap<K, V>,
     lost: bool,
+    /// Values taken or thrown away since the start.
+    taken: u64,
 }
 
 impl<K: Clone + Eq + Hash, V> Coalescing<K, V> {
@@ -54,6 +56,7 @@ impl<K: Clone + Eq + Hash, V> Coalescing<K, V> {
             order: VecDeque::new(),
             values: HashMap::new(),
             lost: false,
+            taken: 0,
         };
         Self(Arc::new(Inner {
             max: max.max(1),
@@ -72,6 +75,7 @@ impl<K: Clone + Eq + Hash, V> Coalescing<K, V> {
             return;
         }
         if state.order.len() == self.0.max {
+            state.taken += state.order.len() as u64;
             state.order.clear();
             state.values.clear();
             state.lost = true;
@@ -93,6 +97,7 @@ impl<K: Clone + Eq + Hash, V> Coalescing<K, V> {
             && let Some(at) = state.order.iter().position(|k| *k == key)
         {
             state.order.remove(at);
+            state.taken += 1;
         }
         drop(state);
         self.push(key, value);
@@ -102,6 +107,19 @@ impl<K: Clone + Eq + Hash, V> Coalescing<K, V> {
     #[must_use]
     pub fn len(&self) -> usize {
         super::lock(&self.0.state).order.len()
+    }
+
+    /// How many values were taken or thrown away since the start.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        super::lock(&self.0.state).taken
+    }
+
+    /// What [`Self::taken`] is once everything pending now is taken.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        let state = super::lock(&self.0.state);
+        state.taken + state.order.len() as u64
     }
 
     /// True if nothing is pending.
@@ -146,6 +164,7 @@ impl<K: Clone + Eq + Hash, V> Coalescing<K, V> {
         let count = state.order.len().min(max.max(1));
         let taken = state.order.drain(..count);
         let items = taken.filter_map(|key| state.values.remove(&key)).collect();
+        state.taken += count as u64;
         let lost = std::mem::take(&mut state.lost);
         let more = !state.order.is_empty();
         drop(guard);

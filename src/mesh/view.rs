@@ -4,7 +4,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Delta, IpTarget, Terms, decode::Rejection, member::Member};
+use super::{Delta, IpTarget, Propagation, Terms, decode::Rejection, member::Member};
 use crate::{
     keyspace::Kind,
     limits::KEY_SHOWN_BYTES,
@@ -32,6 +32,8 @@ pub struct View {
     pub offenders: Arc<dashmap::DashMap<(ClusterName, &'static str), Offender>>,
     /// What each member was let in on.
     pub terms: Arc<dashmap::DashMap<ClusterName, Terms>>,
+    /// How long changes take to the kernel.
+    pub propagation: Propagation,
     /// Kinds of members of which entries are known from the disk only, as no list was complete
     /// since the start.
     pub restored: Arc<dashmap::DashSet<(ClusterName, Kind)>>,

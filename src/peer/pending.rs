@@ -66,6 +66,18 @@ impl Pending {
         self.items.is_empty()
     }
 
+    /// How many entries were popped since the last removal, as [`Self::end`] counts.
+    #[must_use]
+    pub const fn popped(&self) -> u64 {
+        self.first
+    }
+
+    /// What [`Self::popped`] is once all that is pending now is popped.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.first.wrapping_add(self.items.len() as u64)
+    }
+
     /// Takes an event of the member. What waits in front of a `Removed` is dropped with it: it would
     /// be withdrawn in the same breath.
     pub fn push(&mut self, event: MemberEvent) {
@@ -96,7 +108,7 @@ impl Pending {
 
     fn push_key(&mut self, event: KeyEvent) {
         let size = size(&event);
-        let end = self.first.wrapping_add(self.items.len() as u64);
+        let end = self.end();
         let (order, suffix) = match &event {
             KeyEvent::Upsert { kind, suffix, .. } | KeyEvent::Delete { kind, suffix } => {
                 (&mut self.kinds[*kind as usize], suffix.clone())

@@ -199,6 +199,7 @@ const OTHERS: [Family; 3] = [
 /// # Errors
 /// If they are registered already.
 pub fn register_mesh(state: &State) -> Result<(), prometheus::Error> {
+    state.view.propagation.register(&state.registry)?;
     let all = ALL.iter().map(|(family, _)| *family);
     let of_peer = OF_PEER.iter().chain(OF_CACHED_PEER);
     let families = all.chain(of_peer.map(|(family, _)| *family)).chain(OTHERS);

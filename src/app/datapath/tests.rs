@@ -158,6 +158,33 @@ fn lost_removed_still_sweeps_its_cluster() {
     assert_eq!((status.ipcache, status.restored), (5, 0));
 }
 
+/// Goal: a batch counts as enforced once all that followed from it is in the maps, no sooner.
+#[test]
+fn a_followed_batch_is_measured_when_the_kernel_has_all_of_it() {
+    let mut street = Street::new();
+    let propagation = street.datapath.view.propagation.clone();
+    let registry = prometheus::Registry::new();
+    propagation.register(&registry).unwrap();
+    let sample = propagation.received(&name("west"), Kind::Ips).unwrap();
+    street.put("west", 2, 2);
+    propagation.in_mesh(sample, street.mesh.deltas_end());
+    street.put("west", 2, 3);
+    let mut step = |count| {
+        let batch = street.deltas.try_pop_batch(count).unwrap();
+        let mut changes = Vec::new();
+        street.datapath.batch(batch, &mut changes);
+        street.kernel.apply(changes);
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather());
+        let text = text.unwrap();
+        let counts = text.lines().filter(|line| line.contains("_seconds_count"));
+        let counts = counts.map(|line| line.rsplit_once(' ').unwrap().1.to_owned());
+        counts.collect::<Vec<_>>()
+    };
+    assert_eq!(step(1), ["0", "1"], "enforced, mesh");
+    assert_eq!(step(1), ["1", "1"]);
+    assert_eq!(step(1), ["1", "1"]);
+}
+
 /// Goal: the token goes with the policy directory's `Synced`, not before.
 #[tokio::test]
 async fn ready_waits_for_the_policy_directory() {

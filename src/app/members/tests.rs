@@ -40,6 +40,7 @@ impl World {
         let view = mesh.view();
         let (join, joining) = channel();
         let work = Work {
+            propagation: view.propagation.clone(),
             mesh,
             joining,
             members: Vec::new(),

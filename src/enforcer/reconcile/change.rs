@@ -2,7 +2,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    mesh::IpTarget,
+    mesh::{IpTarget, Sample},
     policy::MapDelta,
     types::{ClusterId, EndpointEvent, EndpointId, IpPrefix},
 };
@@ -34,6 +34,8 @@ pub enum Change {
     },
     /// These are all clusters there can be: restored entries of any other are stale.
     Members(Vec<ClusterId>),
+    /// Everything before this followed from a batch whose way is measured.
+    Sampled(Sample),
     /// Interfaces came or went.
     InterfacesChanged,
 }
