@@ -52,6 +52,7 @@ async fn r08_identities_of_the_peer_and_reserved_ones_are_taken_and_no_others() 
     world.targets(&peer.address(1), reserved).await;
     world.targets(&peer.address(3), own).await;
     world.caches(&peer.cached("ip", &peer.address(2))).await;
+    world.applied().await;
     // Known, and nobody's yet.
     assert_eq!(world.target(&peer.address(2)), None);
     let status = world.peer("west").await;

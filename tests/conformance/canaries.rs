@@ -60,9 +60,11 @@ async fn s02_one_canary_opens_one_kind() {
     world.join(&peer);
     peer.etcd.put(&peer.canary("nodes"), "now").await;
     world.targets(&peer.node(), 6).await;
-    let status = world
+    world
         .until("west", "nodes synced", |p| synced(p, &["nodes"]))
         .await;
+    world.applied().await;
+    let status = world.peer("west").await;
     assert!(
         unsynced(&status, &["services", "endpoints", "identities"]),
         "{status}"

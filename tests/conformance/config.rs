@@ -33,6 +33,21 @@ async fn c01_a_missing_config_is_waited_for_without_a_new_connection() {
         (&status["num-failures"], peer.proxy.connections()),
         (&json!(0), 1)
     );
+    // What the command prints is what all cases look at.
+    let printed = world.printed_status()["cluster-mesh"]["clusters"][0].clone();
+    let now = world.peer("west").await;
+    for field in [
+        "name",
+        "ready",
+        "connected",
+        "status",
+        "config",
+        "synced",
+        "num-endpoints",
+    ] {
+        assert_eq!(printed[field], now[field], "{field}");
+        assert!(!now[field].is_null(), "{field}");
+    }
     world.stop().await;
 }
 

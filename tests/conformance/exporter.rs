@@ -162,6 +162,7 @@ async fn p03_what_was_on_a_lost_lease_is_written_under_a_new_one() {
             .all(|kind| producer.exported(&canary(kind)).is_some())
     );
     assert!(producer.exported("cilium/.heartbeat").is_some());
+    world.applied().await;
     let status = world.ready("west").await;
     assert_eq!(
         (&status["num-failures"], &status["num-endpoints"]),
@@ -325,6 +326,7 @@ async fn p08_an_address_stays_while_one_of_its_pods_lives() {
             .any(|change| change.what == format!("ip {POD}"))
     );
     assert_eq!(world.target(POD), Some(before));
+    world.applied().await;
     assert_eq!(world.peer("west").await["num-endpoints"], 2);
     producer.remove("new.yaml");
     producer.withdraws(POD_KEY).await;

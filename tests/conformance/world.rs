@@ -2,6 +2,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -48,6 +49,7 @@ pub(crate) struct World {
     pub(crate) own: Store,
     pub(crate) cache: Store,
     markers: AtomicU32,
+    own_markers: AtomicU32,
 }
 
 /// What a case may want otherwise.
@@ -123,6 +125,7 @@ impl World {
             own,
             cache,
             markers: AtomicU32::new(0),
+            own_markers: AtomicU32::new(0),
         }
     }
 
@@ -170,6 +173,16 @@ impl World {
     }
 
     /// What `tombolo status -o json` prints.
+    pub(crate) fn printed_status(&self) -> Value {
+        let printed = Command::new(env!("CARGO_BIN_EXE_tombolo"))
+            .args(["status", "-o", "json", "--socket-path"])
+            .arg(self.socket())
+            .output()
+            .unwrap();
+        serde_json::from_slice(&printed.stdout).unwrap()
+    }
+
+    /// The same without the command, for the many looks of a case.
     pub(crate) async fn status(&self) -> Value {
         self.route("/v1/status").await
     }
@@ -297,7 +310,9 @@ impl World {
         })
         .await;
         self.caches(&peer.cached("services", "shop/checkout")).await;
-        let status = self.ready(peer.name).await;
+        self.ready(peer.name).await;
+        self.applied().await;
+        let status = self.peer(peer.name).await;
         assert_eq!(status["connected"], true);
         assert_eq!(status["config"]["cluster-id"], peer.id);
         for count in [
@@ -308,6 +323,17 @@ impl World {
         ] {
             assert!(status[count].as_u64() >= Some(1), "{count}: {status}");
         }
+    }
+
+    /// Waits until the mesh is through with all that left it so far, counts included: it takes
+    /// members in turn, and a marker of the own cluster came out behind that.
+    pub(crate) async fn applied(&self) {
+        let number = self.own_markers.fetch_add(1, Ordering::Relaxed);
+        let address = format!("{MARKER_NET}0.{number}");
+        let record = records::ip(&address, 2).to_string();
+        let key = format!("cilium/state/ip/v1/default/{address}");
+        self.own.put(key.into(), record.into(), 0).unwrap();
+        self.targets(&address, 2).await;
     }
 
     /// Nothing of the peer is in map, labels, cache or counts.
@@ -407,6 +433,7 @@ impl World {
             self.label(identity).is_some().then_some(())
         })
         .await;
+        self.applied().await;
     }
 }
 
