@@ -178,11 +178,13 @@ impl Peer {
     }
 }
 
-/// Writes a file at once, as whoever reads it should see it.
+/// Writes a file at once, as whoever reads it should see it. It is made outside of its directory,
+/// where nobody looks.
 pub(crate) fn replace(path: &Path, text: &str) {
-    let beside = path.with_extension("new");
-    std::fs::write(&beside, text).unwrap();
-    std::fs::rename(&beside, path).unwrap();
+    let outside = path.parent().and_then(Path::parent).unwrap();
+    let file = tempfile::NamedTempFile::new_in(outside).unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file.persist(path).unwrap();
 }
 
 impl Tree {
