@@ -22,7 +22,7 @@ use crate::{
 /// Addresses written in turn, all of them known before.
 const ADDRESSES: u32 = 10_000;
 /// Writes that are not counted, in seconds of load.
-const WARM_UP: f64 = 1.0;
+const WARM_UP: u32 = 1;
 /// How long late events are waited for.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Marks the number of the write in a record.
@@ -38,7 +38,7 @@ struct Run {
 
 /// The same load with ourselves and with etcd as the source, in turn.
 pub(crate) fn measure(runtime: &tokio::runtime::Runtime, quick: bool) -> Result<Vec<Figure>> {
-    let (runs, seconds) = if quick { (1, 3.0) } else { (5, 10.0) };
+    let (runs, seconds) = if quick { (1, 3) } else { (5, 10) };
     let dir = tempfile::tempdir()?;
     let certs = Certificates::make(dir.path())?;
     let servers = Server::both(runtime, &certs.east, &dir.path().join("etcd"))?;
@@ -89,11 +89,11 @@ async fn run(
     source: &str,
     cache: &str,
     rate: u32,
-    seconds: f64,
+    seconds: u32,
 ) -> Result<Run> {
     let period = Duration::from_secs(1) / rate;
-    let warm_up = (WARM_UP * f64::from(rate)) as u32;
-    let total = warm_up + (seconds * f64::from(rate)) as u32;
+    let warm_up = WARM_UP * rate;
+    let total = warm_up + seconds * rate;
     let options = ConnectOptions {
         tls: world::client_options(&certs.west, "local"),
         ..ConnectOptions::default()
