@@ -26,7 +26,7 @@ run cargo clippy --locked --no-default-features --lib -- -D warnings
 run env RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
 run cargo build --locked --bins --examples
 run cargo test --locked --no-run --lib --bins --tests
-run cargo test --locked --lib --bins --test tidy --test etcd
+run cargo test --locked --lib --bins --test tidy --test memory --test etcd
 # Its cases mostly wait, so more of them than cores run at once.
 run cargo test --locked --test conformance -- --test-threads=8
 # Alone and one after another: the story counts connections per second.

@@ -64,12 +64,9 @@ enum Group {
     Puts,
     /// One writer and up to a thousand watchers
     Fanout,
-    /// Import of a peer's keyspace
+    /// Import of a peer's keyspace, of large and of many, reconnection, restart, and the latency
+    /// from a peer's write to a watcher of the cache
     Mesh,
-    /// Large and many peers, reconnection and restart, up to the kernel's maps
-    Scale,
-    /// Latency from a peer's write to a watcher of the cache
-    Propagation,
     /// The policy programs on made-up packets
     Datapath,
 }
@@ -171,8 +168,6 @@ fn measure(runtime: &tokio::runtime::Runtime, options: &Options) -> Result<()> {
             Group::Puts => puts::measure(runtime, options.quick),
             Group::Fanout => fanout::measure(runtime, options.quick),
             Group::Mesh => mesh::measure(runtime, options.quick),
-            Group::Scale => scale::measure(runtime, options.quick),
-            Group::Propagation => propagation::measure(runtime, options.quick),
             Group::Datapath => datapath::measure(options.quick),
         };
         for figure in figures.with_context(|| format!("measure {group:?}"))? {

@@ -13,6 +13,7 @@ use tombolo::{
 use crate::{
     agent::Agent,
     figure::{Figure, Runs, alternate},
+    propagation, scale,
     world::{self, Certificates, EAST, Etcd, LIMIT},
 };
 
@@ -21,14 +22,29 @@ const POLL: Duration = Duration::from_millis(5);
 /// So few that what remains is the agent's way to any peer: file, handshake, lists, canaries.
 const FEW: u32 = 10;
 
-/// Imports from ourselves and from etcd, in turn; many addresses, and a few.
+/// All figures of the import side.
 pub(crate) fn measure(runtime: &tokio::runtime::Runtime, quick: bool) -> Result<Vec<Figure>> {
-    let (runs, many) = if quick { (3, 10_000) } else { (5, 100_000) };
-    let name = format!("mesh/import-{}k", many / 1_000);
-    Ok(vec![
-        compare(runtime, name, runs, many)?,
-        compare(runtime, format!("mesh/import-{FEW}"), runs, FEW)?,
-    ])
+    let (runs, sizes): (_, &[u32]) = if quick {
+        (3, &[FEW, 10_000])
+    } else {
+        (5, &[FEW, 10_000, 100_000])
+    };
+    let mut figures = Vec::new();
+    for addresses in sizes {
+        let name = match addresses {
+            0..1_000 => format!("mesh/import-{addresses}"),
+            _ => format!("mesh/import-{}k", addresses / 1_000),
+        };
+        let figure = compare(runtime, name, runs, *addresses)?;
+        figures.push(if *addresses == 100_000 {
+            figure.at_most(1.0)
+        } else {
+            figure
+        });
+    }
+    figures.extend(scale::measure(runtime, quick)?);
+    figures.extend(propagation::measure(runtime, quick)?);
+    Ok(figures)
 }
 
 fn compare(

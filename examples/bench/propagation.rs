@@ -69,7 +69,7 @@ pub(crate) fn measure(runtime: &tokio::runtime::Runtime, quick: bool) -> Result<
         )?;
         let add = |row: &str, unit, of: &dyn Fn(&Run) -> f64| {
             let [ours, theirs] = [&ours, &theirs].map(|r| Runs::new(r.iter().map(of).collect()));
-            let name = format!("propagation/{rate}-{row}");
+            let name = format!("mesh/propagation-{rate}-{row}");
             Figure::beside("etcd", name, unit, &ours, &theirs)
         };
         let p50 = add("p50", "ms", &|run| percentile(&run.latencies, 50));

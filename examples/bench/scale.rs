@@ -61,7 +61,7 @@ fn one_peer(runtime: &tokio::runtime::Runtime, runs: usize, addresses: u32) -> R
     )?;
     let figure = |name: &str, unit, of: fn(&OnePeer) -> f64| {
         let [ours, theirs] = [&ours, &theirs].map(|r| Runs::new(r.iter().map(of).collect()));
-        let name = format!("scale/{name}-{}k", addresses / 1_000);
+        let name = format!("mesh/{name}-{}k", addresses / 1_000);
         Figure::beside("etcd", name, unit, &ours, &theirs)
     };
     Ok(vec![
@@ -134,11 +134,7 @@ fn many_peers(runtime: &tokio::runtime::Runtime, runs: usize, shape: Shape) -> R
         |run| start(&from_etcd, run, "etcd"),
     )?;
     let entries = shape.clusters * (shape.addresses + shape.nodes + shape.identities);
-    let name = format!(
-        "scale/peers-{}x{}",
-        shape.clusters,
-        entries / shape.clusters
-    );
+    let name = format!("mesh/peers-{}x{}", shape.clusters, entries / shape.clusters);
     let (ours, theirs) = (Runs::new(ours), Runs::new(theirs));
     Ok(Figure::beside("etcd", name, "s", &ours, &theirs))
 }
