@@ -40,8 +40,10 @@ pub fn lease_tag(tags: &str, lease: i64) -> String {
 /// The lease that a key of [`lease_tag`] names.
 #[must_use]
 pub fn tagged_lease(key: &[u8], tags: &str) -> Option<i64> {
-    let lease = key.strip_prefix(tags.as_bytes())?;
-    i64::from_str_radix(str::from_utf8(lease).ok()?, 16).ok()
+    let text = str::from_utf8(key.strip_prefix(tags.as_bytes())?).ok()?;
+    let lease = i64::from_str_radix(text, 16).ok()?;
+    // A sign or zeros in front would make two keys of one lease.
+    (format!("{lease:x}") == text).then_some(lease)
 }
 
 /// Which of the two trees a cluster's entries lie in.

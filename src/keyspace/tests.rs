@@ -530,3 +530,13 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn a_lease_has_one_tag() {
+    let tags = layout::lease_tags("node1");
+    let lease = |key: &str| layout::tagged_lease(key.as_bytes(), &tags);
+    assert_eq!(lease(&layout::lease_tag(&tags, 0x694d)), Some(0x694d));
+    for text in ["-f0", "+f0", "0f0", "F0", "", "f0/"] {
+        assert_eq!(lease(&format!("{tags}{text}")), None, "{text:?}");
+    }
+}
