@@ -34,6 +34,7 @@ pub use self::{
 mod connect;
 mod error;
 mod list;
+mod parts;
 mod watch;
 mod write;
 

@@ -128,6 +128,9 @@ pub const CLIENT_CONNECTION_WINDOW: u32 = 16 << 20;
 pub const LIST_PAGE_KEYS: i64 = 4096;
 /// Largest gRPC message taken from an etcd: above a page of many values, far below memory limits.
 pub const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Most fields of one: an etcd's largest watch message, 1 000 transactions of 128 changes, has fewer;
+/// decoded, they take up to 200 bytes each beside their contents.
+pub const MESSAGE_PARTS_MAX: usize = 1 << 17;
 
 // --- follower, peer ---
 /// Most keys of one kind that are remembered for resuming, about 100 MB; a cluster with more is

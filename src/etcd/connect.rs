@@ -13,7 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Client, Error, Pin};
+use super::{Client, Error, Pin, parts};
 use crate::{
     limits,
     tls::{ClientOptions, ClientTls},
@@ -248,7 +248,7 @@ where
         .await
         .map_err(http)?;
 
-    client(etcd_client::Channel::Tonic(channel), address, user).await
+    client(parts::bounded(channel), address, user).await
 }
 
 async fn client(
