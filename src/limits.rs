@@ -172,6 +172,10 @@ pub const MEMBER_PENDING_ENTRIES: usize = 8_192;
 pub const MEMBER_PENDING_BYTES: usize = 8 << 20;
 /// Entries of one member that the mesh applies before the next member has its turn.
 pub const MEMBER_SLICE: usize = 256;
+/// Entries between two looks at the clock.
+pub const MEMBER_STEP: usize = 16;
+/// How long such a turn goes on at most, to the end of a step: a neighbour's change waits for it.
+pub const MEMBER_TURN: Duration = Duration::from_millis(1);
 
 // --- importer ---
 /// Life of the importer's lock without its holder: half of the five seconds in which another node

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     keyspace::KeyEvent,
-    limits::{MEMBER_SLICE, MEMBERS_MAX, PEER_QUEUE_BATCHES},
+    limits::{MEMBER_SLICE, MEMBER_STEP, MEMBER_TURN, MEMBERS_MAX, PEER_QUEUE_BATCHES},
     mesh::{Mesh, Propagation, Sample, Terms},
     peer::{MemberEvent, Pending},
     types::ClusterName,
@@ -110,26 +110,33 @@ impl Work {
         if idle { Poll::Pending } else { Poll::Ready(()) }
     }
 
-    /// Applies a few events of the next member that has some; false if none has.
+    /// Applies a few events of the next member that has some; false if none has. Values may cost next
+    /// to nothing, or be made to cost all they can: so a turn ends by the clock, too.
     fn slice(&mut self) -> bool {
         let count = self.members.len();
-        for step in 0..count {
-            let index = (self.turn + step) % count;
-            let Some(event) = self.members[index].pending.pop(MEMBER_SLICE) else {
-                continue;
+        let mut turns = (0..count).map(|step| (self.turn + step) % count);
+        let Some(index) = turns.find(|index| !self.members[*index].pending.is_empty()) else {
+            return false;
+        };
+        self.turn = index + 1;
+        let since = now();
+        for _ in 0..MEMBER_SLICE / MEMBER_STEP {
+            let Some(event) = self.members[index].pending.pop(MEMBER_STEP) else {
+                break;
             };
-            self.turn = index + 1;
             if let MemberEvent::Connected { .. } = event {
                 self.settle_removals(index);
             }
             self.apply(event);
-            let end = self.mesh.deltas_end();
-            for sample in self.members[index].applied() {
-                self.propagation.in_mesh(sample, end);
+            if now().duration_since(since) >= MEMBER_TURN {
+                break;
             }
-            return true;
         }
-        false
+        let end = self.mesh.deltas_end();
+        for sample in self.members[index].applied() {
+            self.propagation.in_mesh(sample, end);
+        }
+        true
     }
 
     /// Whoever connects may have the id of one that was removed before; that was told on another
