@@ -143,7 +143,7 @@ fn open_ends_name_their_issue() {
 fn files_stay_short() {
     let offenders: Vec<_> = tracked()
         .into_iter()
-        .filter(|(path, _)| path != "Cargo.lock")
+        .filter(|(path, _)| !path.ends_with("Cargo.lock"))
         .map(|(path, text)| (path, text.lines().count()))
         .filter(|(_, lines)| *lines > LINES_MAX)
         .map(|(path, lines)| format!("{path}: {lines} lines, more than {LINES_MAX}"))
