@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs every tier: format, lints, borders, licences, unit,
-# property, direct, etcd, conformance, kernel and compose. Run as root: the last two fail, not skip, without it.
+# property, direct, etcd, conformance, kernel, hostile, compose and fuzz. Run as root: kernel, hostile
+# and compose fail, not skip, without it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
@@ -18,6 +19,7 @@ if ! command -v cargo-deny >/dev/null; then
 fi
 
 run cargo fmt --check
+run cargo fmt --check --manifest-path fuzz/Cargo.toml
 run clang-format-19 --dry-run --Werror bpf/*.c bpf/include/*.h
 run shellcheck scripts/*.sh .ci/run
 run cargo deny --locked check bans licenses sources
@@ -31,4 +33,7 @@ run cargo test --locked --lib --bins --test tidy --test memory --test etcd
 run cargo test --locked --test conformance -- --test-threads=8
 # Alone and one after another: the story counts connections per second.
 run cargo test --locked --test kernel -- --test-threads=1
+# Alone as well: it compares latencies.
+run cargo test --locked --test hostile
 run scripts/test-compose.sh
+run scripts/fuzz.sh
