@@ -3,6 +3,7 @@
 //! their own; all connections are mTLS.
 use std::{
     path::Path,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -25,8 +26,12 @@ const ADDRESSES: u32 = 10_000;
 const WARM_UP: u32 = 1;
 /// How long late events are waited for.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Marks the number of the write in a record.
+/// Comes before the number of the write in a record.
 const NUMBER: &str = "checkout-6c9f7d5b8-";
+/// Numbers of a run; those below are in the records that were there before.
+const NUMBERS: u32 = 1 << 20;
+/// Of runs. A record that is written once more with the same bytes is no change, and no event.
+static RUNS: AtomicU32 = AtomicU32::new(0);
 
 /// What one run found.
 #[derive(Debug)]
@@ -92,6 +97,7 @@ async fn run(
     seconds: u32,
 ) -> Result<Run> {
     let period = Duration::from_secs(1) / rate;
+    let first = NUMBERS * (RUNS.fetch_add(1, Ordering::Relaxed) + 1);
     let warm_up = WARM_UP * rate;
     let total = warm_up + seconds * rate;
     let options = ConnectOptions {
@@ -104,7 +110,7 @@ async fn run(
         .watch(&Layout::Cache.prefix(Kind::Ips, &east), 0)
         .await?;
     let start = Instant::now() + Duration::from_millis(200);
-    let mut load = write(&certs.east, source, start, period, total).await?;
+    let mut load = write(&certs.east, source, start, period, first..first + total).await?;
     let mut latencies = Vec::new();
     let end = start + period * total + DRAIN;
     let collect = async {
@@ -113,9 +119,8 @@ async fn run(
             let now = Instant::now();
             for event in &batch {
                 let Event::Put(entry) = event else { continue };
-                let Some(n) = number(&entry.value) else {
-                    continue;
-                };
+                let number = number(&entry.value).and_then(|n| n.checked_sub(first));
+                let Some(n) = number else { continue };
                 if n >= warm_up {
                     let due = start + period * n;
                     latencies.push(now.saturating_duration_since(due).as_secs_f64() * 1e3);
@@ -147,19 +152,19 @@ async fn write(
     source: &str,
     start: Instant,
     period: Duration,
-    total: u32,
+    numbers: std::ops::Range<u32>,
 ) -> Result<tokio::task::JoinSet<()>> {
     let writer = world::connect(certs, source).await?;
     let mut load = tokio::task::JoinSet::new();
     let prefix = Layout::State.prefix(Kind::Ips, &EAST.parse()?);
     load.spawn(async move {
         let mut answers = tokio::task::JoinSet::new();
-        for n in 0..total {
+        for (n, number) in (0..).zip(numbers) {
             tokio::time::sleep_until((start + period * n).into()).await;
             let mut writer = writer.kv_client();
             let k = n % ADDRESSES;
             let identity = world::identity(k / world::ADDRESSES_PER_IDENTITY);
-            let value = world::address_record(world::address(k), identity, n);
+            let value = world::address_record(world::address(k), identity, number);
             let key = format!("{prefix}{}", world::address(k));
             answers.spawn(async move { writer.put(key, value, None).await });
             // Answers that are there already; a refused write is an event that does not come.

@@ -65,7 +65,7 @@ fn one_peer(runtime: &tokio::runtime::Runtime, runs: usize, addresses: u32) -> R
         Figure::beside("etcd", name, unit, &ours, &theirs)
     };
     Ok(vec![
-        figure("import", "s", |one| one.import).at_most(10.0),
+        figure("enforced", "s", |one| one.import).at_most(10.0),
         figure("reconnect", "s", |one| one.reconnect),
         figure("restart", "s", |one| one.restart),
         figure("memory", "B", |one| one.bytes_per_entry).at_most(512.0),
