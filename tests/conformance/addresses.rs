@@ -2,19 +2,10 @@
 use serde_json::json;
 
 use super::{
-    peer::Peer,
     records::{self, with},
     wait::eventually,
-    world::World,
+    world::west,
 };
-
-/// West, imported.
-async fn west() -> (Peer, World) {
-    let (peer, world) = (Peer::start("west", 2).await, World::start());
-    world.import(&peer).await;
-    world.settle(&peer).await;
-    (peer, world)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r06_an_address_that_its_key_does_not_name_is_dropped() {

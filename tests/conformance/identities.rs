@@ -1,13 +1,5 @@
 //! R12 to R14: identities.
-use super::{peer::Peer, records, world::World};
-
-/// West, imported.
-async fn west() -> (Peer, World) {
-    let (peer, world) = (Peer::start("west", 2).await, World::start());
-    world.import(&peer).await;
-    world.settle(&peer).await;
-    (peer, world)
-}
+use super::{records, world::west};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r12_an_identity_without_the_label_of_its_cluster_is_dropped() {

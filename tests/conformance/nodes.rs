@@ -2,18 +2,9 @@
 use serde_json::{Value, json};
 
 use super::{
-    peer::Peer,
     records::{self, with},
-    world::{NODE, NODE_ADDRESS, World},
+    world::{NODE, NODE_ADDRESS, west},
 };
-
-/// West, imported, with a node that is read.
-async fn west() -> (Peer, World) {
-    let (peer, world) = (Peer::start("west", 2).await, World::start());
-    world.import(&peer).await;
-    world.settle(&peer).await;
-    (peer, world)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r01_a_node_that_disagrees_with_key_or_cluster_is_dropped_and_the_old_one_kept() {

@@ -453,3 +453,11 @@ fn peers(directory: PathBuf, settings: &mesh::Settings, timing: peer::Timing) ->
         route: watch::channel(peer::Route::Direct).1,
     }
 }
+
+/// Cluster west with id 2, and a world that has imported it.
+pub(crate) async fn west() -> (Peer, World) {
+    let (peer, world) = (Peer::start("west", 2).await, World::start());
+    world.import(&peer).await;
+    world.settle(&peer).await;
+    (peer, world)
+}
