@@ -10,16 +10,18 @@
 pub use self::{
     engine::{Engine, Options},
     parse::{ParseError, Refusal, parse},
-    rule::{Grant, Peer, Peers, Policy, PortProtocol, Rule},
+    rule::{Grant, Kind, Origin, Peer, Peers, Policy, Port, Rule},
     selector::{Operator, Requirement, Selector},
+    verdict::{Verdict, verdict},
 };
-use crate::types::{EndpointId, IdentityId};
+use crate::types::{EndpointId, IdentityId, IpPrefix};
 
 pub mod directory;
 mod engine;
 mod parse;
 mod rule;
 mod selector;
+mod verdict;
 mod yaml;
 
 /// Which way a packet goes, seen from the endpoint.
@@ -32,7 +34,36 @@ pub enum Direction {
     Egress,
 }
 
-/// Key of one policy-map entry. Zero means "any" for identity, protocol and port.
+/// Something for each direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, serde::Serialize)]
+pub struct PerDirection<T> {
+    /// Towards the endpoint.
+    pub ingress: T,
+    /// Away from it.
+    pub egress: T,
+}
+
+impl<T> PerDirection<T> {
+    /// The one for `direction`.
+    #[must_use]
+    pub const fn get(&self, direction: Direction) -> &T {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+
+    /// The one for `direction`, to be changed.
+    #[must_use]
+    pub const fn get_mut(&mut self, direction: Direction) -> &mut T {
+        match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        }
+    }
+}
+
+/// Key of one policy-map entry. Zero means "any" for identity and protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyKey {
     /// Whose policy.
@@ -41,19 +72,80 @@ pub struct PolicyKey {
     pub identity: IdentityId,
     /// Direction judged.
     pub direction: Direction,
-    /// IP protocol number; 0 for any (then `port` is 0 too).
+    /// IP protocol number; 0 for any (then `port_bits` is 0 too).
     pub protocol: u8,
-    /// Destination port in host byte order; 0 for any.
+    /// Destination port, or ICMP type, in host byte order: the first of a block of ports.
     pub port: u16,
+    /// How many leading bits of `port` count: 16 for one port, 0 for all; those behind are zero.
+    pub port_bits: u8,
+}
+
+/// What the rules behind an entry want: a set of votes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Votes(u8);
+
+impl Votes {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// A rule allows it.
+    pub const ALLOW: Self = Self(1);
+    /// A rule denies it, which beats any allow.
+    pub const DENY: Self = Self(2);
+    /// A rule of a policy that is only audited allows it.
+    pub const AUDIT_ALLOW: Self = Self(4);
+    /// A rule of a policy that is only audited denies it.
+    pub const AUDIT_DENY: Self = Self(8);
+
+    /// The set as the maps hold it; bits that mean nothing are dropped.
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits & 15)
+    }
+
+    /// As the maps hold it.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// True if all of `other` are in it.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// True if it has none.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
 }
 
 /// What a matching entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyEntry {
-    /// True for an explicit deny, which beats any allow.
-    pub deny: bool,
-    /// Which rule put it there (the lowest numbered of several), for events.
+    /// What its rules want; never empty.
+    pub votes: Votes,
+    /// Which rule is named in events: the lowest numbered that denies, if any does, else that
+    /// allows; one that is enforced before one that is only audited.
     pub rule: u32,
+}
+
+/// How an endpoint is judged where no entry matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct EndpointMode {
+    /// What is not allowed is dropped.
+    pub default_deny: PerDirection<bool>,
+    /// The same, if the policies that are only audited counted.
+    pub audit_default_deny: PerDirection<bool>,
+    /// Nothing is dropped by policy, only reported.
+    pub audit: bool,
 }
 
 /// A change of what the kernel should hold.
@@ -66,76 +158,18 @@ pub enum MapDelta {
         /// New value.
         value: Option<PolicyEntry>,
     },
-    /// Whether everything not allowed is dropped, per direction.
-    DefaultDeny {
+    /// How an endpoint is judged.
+    Endpoint {
         /// Whose.
         endpoint: EndpointId,
-        /// Towards it.
-        ingress: bool,
-        /// Away from it.
-        egress: bool,
+        /// How.
+        mode: EndpointMode,
+    },
+    /// An address prefix that rules name has (`Some`) or loses (`None`) an identity of this node.
+    Cidr {
+        /// The prefix.
+        prefix: IpPrefix,
+        /// Its identity, of scope 1.
+        identity: Option<IdentityId>,
     },
 }
-
-/// What the entries say about a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Verdict {
-    /// An entry allows it and none denies it.
-    Allow {
-        /// The rule of the most specific allowing entry.
-        rule: u32,
-    },
-    /// An entry denies it.
-    Deny {
-        /// The rule of the most specific denying entry.
-        rule: u32,
-    },
-    /// No entry matches: dropped if the endpoint has default deny in this direction, else passed.
-    NoMatch,
-}
-
-impl Verdict {
-    /// True if a packet with this verdict passes an endpoint with or without default deny.
-    #[must_use]
-    pub const fn passes(self, default_deny: bool) -> bool {
-        match self {
-            Self::Allow { .. } => true,
-            Self::Deny { .. } => false,
-            Self::NoMatch => !default_deny,
-        }
-    }
-}
-
-/// Judges one packet: `key` has the packet's identity, protocol and port, `lookup` reads entries.
-///
-/// A deny on any level beats an allow on any other. Levels, the most specific first: identity with
-/// port and protocol, with protocol, alone; then the same for any identity. The datapath program asks
-/// the same ones; only which of several rules is named depends on their order.
-pub fn verdict(lookup: impl Fn(&PolicyKey) -> Option<PolicyEntry>, key: &PolicyKey) -> Verdict {
-    let of = |identity| {
-        let exact = PolicyKey { identity, ..*key };
-        [
-            exact,
-            PolicyKey { port: 0, ..exact },
-            PolicyKey {
-                protocol: 0,
-                port: 0,
-                ..exact
-            },
-        ]
-    };
-    let levels = of(key.identity).into_iter().chain(of(IdentityId::UNKNOWN));
-    let mut verdict = Verdict::NoMatch;
-    for entry in levels.filter_map(|level| lookup(&level)) {
-        if entry.deny {
-            return Verdict::Deny { rule: entry.rule };
-        }
-        if verdict == Verdict::NoMatch {
-            verdict = Verdict::Allow { rule: entry.rule };
-        }
-    }
-    verdict
-}
-
-#[cfg(test)]
-mod tests;

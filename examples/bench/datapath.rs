@@ -20,7 +20,7 @@ use tombolo::{
         reconcile::Reconciler,
     },
     mesh::IpTarget,
-    policy::{Engine, Options, parse},
+    policy::{Engine, Options, Origin, parse},
     test_support::process::run_ok,
     types::{
         ClusterId, EndpointEvent, EndpointId, IdentityId, IpPrefix, Labels, LocalEndpoint,
@@ -272,7 +272,11 @@ fn changes(addresses: u32, max: MaxClusters) -> Result<Vec<Change>> {
         engine.apply_identity(id, Some(Arc::new(labels)), &mut out);
     }
     let file = Path::new("db.yaml");
-    engine.set_policies(file, parse(POLICY, file)?, &mut out);
+    engine.set_policies(
+        &Origin::File(file.to_owned()),
+        parse(POLICY, file)?,
+        &mut out,
+    );
     let endpoint = EndpointEvent::Upsert(Arc::new(LocalEndpoint {
         id: EndpointId(1),
         identity: IdentityId((1 << 16) + 256),

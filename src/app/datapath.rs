@@ -81,10 +81,10 @@ impl Datapath {
     fn policy(&mut self, event: PolicyEvent, changes: &mut Vec<Change>) {
         let mut out = Vec::new();
         match event {
-            PolicyEvent::FileSet { file, policies } => {
-                self.engine.set_policies(&file, policies, &mut out);
+            PolicyEvent::Set { origin, policies } => {
+                self.engine.set_policies(&origin, policies, &mut out);
             }
-            PolicyEvent::FileRemoved { file } => self.engine.remove_file(&file, &mut out),
+            PolicyEvent::Removed { origin } => self.engine.remove_origin(&origin, &mut out),
             PolicyEvent::Synced => {}
         }
         changes.extend(out.into_iter().map(Change::Map));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    policy::{Direction, PolicyEntry, PolicyKey},
+    policy::{Direction, PolicyEntry, PolicyKey, Votes},
     types::{EndpointId, IdentityId, IpPrefix, LocalEndpoint},
 };
 
@@ -149,6 +149,7 @@ impl From<RawPolicyKey> for PolicyKey {
             direction: direction(raw.direction),
             protocol: raw.proto,
             port: u16::from_be_bytes(raw.dport_be),
+            port_bits: if raw.dport_be == [0; 2] { 0 } else { 16 },
         }
     }
 }
@@ -166,7 +167,11 @@ pub struct RawPolicyValue {
 impl From<PolicyEntry> for RawPolicyValue {
     fn from(entry: PolicyEntry) -> Self {
         Self {
-            verdict: if entry.deny { DENY } else { ALLOW },
+            verdict: if entry.votes.contains(Votes::DENY) {
+                DENY
+            } else {
+                ALLOW
+            },
             rule: entry.rule,
         }
     }
@@ -175,7 +180,11 @@ impl From<PolicyEntry> for RawPolicyValue {
 impl From<RawPolicyValue> for PolicyEntry {
     fn from(raw: RawPolicyValue) -> Self {
         Self {
-            deny: raw.verdict & DENY != 0,
+            votes: if raw.verdict & DENY == 0 {
+                Votes::ALLOW
+            } else {
+                Votes::DENY
+            },
             rule: raw.rule,
         }
     }

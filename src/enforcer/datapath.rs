@@ -8,7 +8,7 @@ use std::{
 
 use super::abi;
 use crate::{
-    policy::{PolicyEntry, PolicyKey},
+    policy::{PolicyEntry, PolicyKey, Votes},
     types::IpPrefix,
 };
 
@@ -235,7 +235,7 @@ impl Datapath for Memory {
                 "policy {} {} {:?}",
                 key.endpoint,
                 key.identity,
-                value.map(|v| v.deny)
+                value.map(|v| v.votes.contains(Votes::DENY))
             )
         });
         match value {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     mesh::Sample,
-    policy::{MapDelta, PolicyEntry, PolicyKey},
+    policy::{MapDelta, PolicyEntry, PolicyKey, Votes},
     types::{EndpointEvent, EndpointId, IpPrefix, LocalEndpoint, MaxClusters},
 };
 
@@ -189,13 +189,12 @@ impl<D: Datapath> Reconciler<D> {
                 confirm(&mut self.restored_policy, cluster, &key);
                 self.policy.insert(key, value);
             }
-            Change::Map(MapDelta::DefaultDeny {
-                endpoint,
-                ingress,
-                egress,
-            }) => {
+            Change::Map(MapDelta::Cidr { .. }) => {}
+            Change::Map(MapDelta::Endpoint { endpoint, mode }) => {
                 let bit = |on, bit| if on { bit } else { 0 };
-                let flags = bit(ingress, abi::DENY_INGRESS) | bit(egress, abi::DENY_EGRESS);
+                let deny = mode.default_deny;
+                let flags =
+                    bit(deny.ingress, abi::DENY_INGRESS) | bit(deny.egress, abi::DENY_EGRESS);
                 self.flags.insert(endpoint, flags);
                 self.touched.insert(endpoint);
             }
@@ -269,6 +268,7 @@ impl<D: Datapath> Reconciler<D> {
             direction: crate::policy::Direction::Ingress,
             protocol: 0,
             port: 0,
+            port_bits: 0,
         };
         let own = self
             .kernel
@@ -325,7 +325,7 @@ impl<D: Datapath> Reconciler<D> {
         let touched = std::mem::take(&mut self.touched);
         let (adds, takes): (Vec<_>, Vec<_>) = policy
             .into_iter()
-            .partition(|(_, value)| value.is_some_and(|entry| !entry.deny));
+            .partition(|(_, value)| value.is_some_and(|entry| !denies(entry)));
         let (known, unknown): (Vec<_>, Vec<_>) =
             ipcache.into_iter().partition(|(_, value)| value.is_some());
 
@@ -392,8 +392,8 @@ impl<D: Datapath> Reconciler<D> {
             return;
         }
         self.bump |= match (old, value) {
-            (_, Some(entry)) => entry.deny && old.is_none_or(|old| !old.deny),
-            (Some(old), None) => !old.deny,
+            (_, Some(entry)) => denies(entry) && old.is_none_or(|old| !denies(old)),
+            (Some(old), None) => !denies(old),
             (None, None) => false,
         };
         match value {
@@ -533,6 +533,10 @@ impl<D: Datapath> Reconciler<D> {
         self.status.errors_total += 1;
         self.status.last_error = Some(text);
     }
+}
+
+const fn denies(entry: PolicyEntry) -> bool {
+    entry.votes.contains(Votes::DENY)
 }
 
 fn confirm<K: Eq + std::hash::Hash>(

@@ -21,23 +21,23 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ParseError, Policy, parse};
+use super::{Origin, ParseError, Policy, parse};
 use crate::{limits, saved::Saved};
 
-/// A change of the policies on disk.
+/// A change of the policies of one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicyEvent {
-    /// The file holds exactly these policies now.
-    FileSet {
-        /// The file.
-        file: PathBuf,
+    /// The origin holds exactly these policies now.
+    Set {
+        /// Where.
+        origin: Origin,
         /// Its policies; at least one.
         policies: Vec<Policy>,
     },
-    /// The file is gone, and its policies with it.
-    FileRemoved {
-        /// The file.
-        file: PathBuf,
+    /// The origin is gone, and its policies with it.
+    Removed {
+        /// Where they were.
+        origin: Origin,
     },
     /// Everything readable that was there at the start was sent.
     Synced,
@@ -256,7 +256,8 @@ impl Directory {
                     let was_sent = self.seen.remove(&file).is_some_and(|s| s.sent);
                     if was_sent {
                         tracing::info!(file = %file.display(), "policy file removed");
-                        self.send(PolicyEvent::FileRemoved { file }).await?;
+                        let origin = Origin::File(file);
+                        self.send(PolicyEvent::Removed { origin }).await?;
                     }
                 }
             }
@@ -326,10 +327,7 @@ impl Directory {
             }
         };
         self.saved.keep(&file, &text).await;
-        let names = policies
-            .iter()
-            .map(|p| format!("{}/{}", p.namespace, p.name))
-            .collect();
+        let names = policies.iter().map(Policy::title).collect();
         let count = policies.len();
         tracing::info!(file = %file.display(), count, "policy file applied");
         let status = FileStatus {
@@ -344,7 +342,8 @@ impl Directory {
                 status,
             },
         );
-        self.send(PolicyEvent::FileSet { file, policies }).await
+        let origin = Origin::File(file);
+        self.send(PolicyEvent::Set { origin, policies }).await
     }
 
     /// A file that is bad at the first look counts as its last good version of an earlier run.
@@ -359,12 +358,10 @@ impl Directory {
             return Ok(());
         };
         seen.sent = true;
-        seen.status.policies = policies
-            .iter()
-            .map(|p| format!("{}/{}", p.namespace, p.name))
-            .collect();
+        seen.status.policies = policies.iter().map(Policy::title).collect();
         tracing::warn!(file = %file.display(), "policy file is bad; its last good version applies");
-        self.send(PolicyEvent::FileSet { file, policies }).await
+        let origin = Origin::File(file);
+        self.send(PolicyEvent::Set { origin, policies }).await
     }
 
     fn note_file(&mut self, file: PathBuf, digest: Option<[u8; 32]>, error: &Error) {

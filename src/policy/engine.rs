@@ -10,13 +10,12 @@
 //! Absent on purpose: the kernel, files, time.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, btree_map},
-    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::{
-    Direction, MapDelta, PolicyEntry, PolicyKey,
-    rule::{Peer, Peers, Policy, PortProtocol, Rule},
+    Direction, EndpointMode, MapDelta, PerDirection, PolicyEntry, PolicyKey, Votes,
+    rule::{Origin, Peer, Peers, Policy, Port, Rule},
     selector::{CLUSTER_KEY, Requirement, Selector, SelectorCache, SelectorId, reserved_labels},
 };
 use crate::types::{ClusterName, EndpointEvent, EndpointId, IdentityId, Labels};
@@ -38,8 +37,8 @@ pub struct Engine {
     identities: HashMap<IdentityId, Arc<Labels>>,
     selectors: SelectorCache,
     rules: HashMap<u32, RuleState>,
-    /// The rules of each file by their place in it.
-    files: BTreeMap<PathBuf, BTreeMap<RulePlace, u32>>,
+    /// The rules of each origin by their place in it.
+    origins: BTreeMap<Origin, BTreeMap<RulePlace, u32>>,
     endpoints: BTreeMap<EndpointId, EndpointState>,
     contributions: HashMap<PolicyKey, Contributions>,
 }
@@ -65,8 +64,8 @@ struct RuleState {
 struct GrantState {
     /// `None`: any peer.
     peers: Option<BTreeSet<SelectorId>>,
-    /// Never empty; the pair of zeros stands for all.
-    ports: Vec<(u8, u16)>,
+    /// Protocol, port and how many bits of it count; never empty, zeros stand for all.
+    ports: Vec<(u8, u16, u8)>,
 }
 
 #[derive(Debug)]
@@ -84,7 +83,7 @@ struct Contributions(BTreeMap<u32, u32>);
 impl Contributions {
     fn entry(&self) -> Option<PolicyEntry> {
         self.0.first_key_value().map(|(rule, _)| PolicyEntry {
-            deny: false,
+            votes: Votes::ALLOW,
             rule: *rule,
         })
     }
@@ -112,7 +111,7 @@ impl Engine {
             identities,
             selectors: SelectorCache::default(),
             rules: HashMap::new(),
-            files: BTreeMap::new(),
+            origins: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             contributions: HashMap::new(),
         }
@@ -197,17 +196,23 @@ impl Engine {
         self.finish(touched, out);
     }
 
-    /// A file holds exactly these policies now. Appends what changes to `out`.
-    pub fn set_policies(&mut self, file: &Path, policies: Vec<Policy>, out: &mut Vec<MapDelta>) {
+    /// An origin holds exactly these policies now. Appends what changes to `out`.
+    pub fn set_policies(
+        &mut self,
+        origin: &Origin,
+        policies: Vec<Policy>,
+        out: &mut Vec<MapDelta>,
+    ) {
         let mut wanted = BTreeMap::new();
         for Policy {
             namespace,
             name,
             rules,
+            ..
         } in policies
         {
             for (index, rule) in rules.into_iter().enumerate() {
-                let (namespace, policy) = (namespace.clone(), name.clone());
+                let (namespace, policy) = (namespace.clone().unwrap_or_default(), name.clone());
                 wanted.insert(
                     RulePlace {
                         namespace,
@@ -219,7 +224,7 @@ impl Engine {
             }
         }
         let mut touched = Touched::default();
-        let mut present = self.files.remove(file).unwrap_or_default();
+        let mut present = self.origins.remove(origin).unwrap_or_default();
         let stale = |place: &RulePlace, number: &u32| {
             self.rules.get(number).map(|r| &r.rule) != wanted.get(place)
         };
@@ -231,19 +236,19 @@ impl Engine {
         }
         for (place, rule) in wanted {
             if let btree_map::Entry::Vacant(vacant) = present.entry(place) {
-                let number = self.add_rule(file, vacant.key(), rule, &mut touched);
+                let number = self.add_rule(origin, vacant.key(), rule, &mut touched);
                 vacant.insert(number);
             }
         }
         if !present.is_empty() {
-            self.files.insert(file.to_owned(), present);
+            self.origins.insert(origin.clone(), present);
         }
         self.finish(touched, out);
     }
 
-    /// A file is gone with all its policies. Appends what changes to `out`.
-    pub fn remove_file(&mut self, file: &Path, out: &mut Vec<MapDelta>) {
-        self.set_policies(file, Vec::new(), out);
+    /// An origin is gone with all its policies. Appends what changes to `out`.
+    pub fn remove_origin(&mut self, origin: &Origin, out: &mut Vec<MapDelta>) {
+        self.set_policies(origin, Vec::new(), out);
     }
 
     /// Everything that the kernel should hold, entries first; for a full reconcile.
@@ -261,10 +266,9 @@ impl Engine {
         let denies = self
             .endpoints
             .iter()
-            .map(|(endpoint, state)| MapDelta::DefaultDeny {
+            .map(|(endpoint, state)| MapDelta::Endpoint {
                 endpoint: *endpoint,
-                ingress: state.deny_ingress,
-                egress: false,
+                mode: mode(state.deny_ingress),
             });
         entries.chain(denies).collect()
     }
@@ -307,12 +311,12 @@ impl Engine {
 
     fn add_rule(
         &mut self,
-        file: &Path,
+        origin: &Origin,
         place: &RulePlace,
         rule: Rule,
         touched: &mut Touched,
     ) -> u32 {
-        let number = self.free_number(file, place);
+        let number = self.free_number(origin, place);
         let mut grants = Vec::with_capacity(rule.ingress.len());
         for (index, grant) in rule.ingress.iter().enumerate() {
             let peers = match &grant.peers {
@@ -332,13 +336,20 @@ impl Engine {
                     )
                 }
             };
-            let mut ports: Vec<(u8, u16)> = grant
+            let mut ports: Vec<(u8, u16, u8)> = grant
                 .ports
                 .iter()
-                .map(|PortProtocol { protocol, port }| (*protocol, *port))
+                .filter_map(|port| match port {
+                    Port::Range {
+                        protocol,
+                        first,
+                        last,
+                    } if first == last => Some((*protocol, *first, 16)),
+                    _ => None,
+                })
                 .collect();
-            if ports.is_empty() {
-                ports.push((0, 0));
+            if grant.ports.is_empty() {
+                ports.push((0, 0, 0));
             }
             grants.push(GrantState { peers, ports });
         }
@@ -347,7 +358,7 @@ impl Engine {
             policy,
             index,
         } = place;
-        let name = format!("{namespace}/{policy} rule {index} in {}", file.display());
+        let name = format!("{namespace}/{policy} rule {index} in {origin}");
         self.rules.insert(
             number,
             RuleState {
@@ -384,11 +395,11 @@ impl Engine {
     }
 
     /// A number made from the rule's place, so that it stays the same over restarts; 0 is no rule.
-    fn free_number(&self, file: &Path, place: &RulePlace) -> u32 {
+    fn free_number(&self, origin: &Origin, place: &RulePlace) -> u32 {
         let index = place.index.to_string();
-        let file = file.as_os_str().as_encoded_bytes();
+        let origin = origin.to_string();
         let parts = [
-            file,
+            origin.as_bytes(),
             place.namespace.as_bytes(),
             place.policy.as_bytes(),
             index.as_bytes(),
@@ -536,19 +547,33 @@ impl Engine {
             let denies = |n: &u32| {
                 self.rules
                     .get(n)
-                    .is_some_and(|r| r.rule.deny_ingress_by_default)
+                    .is_some_and(|r| r.rule.default_deny.ingress)
             };
             let ingress = state.rules.iter().any(denies);
             if state.deny_ingress != ingress || touched.new.contains(&endpoint) {
                 state.deny_ingress = ingress;
-                out.push(MapDelta::DefaultDeny {
+                out.push(MapDelta::Endpoint {
                     endpoint,
-                    ingress,
-                    egress: false,
+                    mode: mode(ingress),
                 });
             }
         }
         out.append(&mut removed);
+    }
+}
+
+const fn mode(deny_ingress: bool) -> EndpointMode {
+    let none = PerDirection {
+        ingress: false,
+        egress: false,
+    };
+    EndpointMode {
+        default_deny: PerDirection {
+            ingress: deny_ingress,
+            egress: false,
+        },
+        audit_default_deny: none,
+        audit: false,
     }
 }
 
@@ -563,6 +588,7 @@ impl Options {
                 selector.in_local_cluster(self.cluster.as_str())
             }
             Peer::Labels(selector) => selector.clone(),
+            Peer::Cidr { .. } => Selector::new([Requirement::reserved("none")]),
         }
     }
 }
@@ -574,12 +600,13 @@ impl GrantState {
         identity: IdentityId,
     ) -> impl Iterator<Item = PolicyKey> + '_ {
         let direction = Direction::Ingress;
-        let key = move |(protocol, port): &(u8, u16)| PolicyKey {
+        let key = move |(protocol, port, port_bits): &(u8, u16, u8)| PolicyKey {
             endpoint,
             identity,
             direction,
             protocol: *protocol,
             port: *port,
+            port_bits: *port_bits,
         };
         self.ports.iter().map(key)
     }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    rule::{Grant, Peer, Peers, Policy, PortProtocol, Rule},
+    PerDirection,
+    rule::{Grant, Kind, Peer, Peers, Policy, Port, Rule},
     selector::{NAMESPACE_KEY, NAMESPACE_LABELS, Operator, Requirement, Selector},
     yaml::{At, Fields, Node},
 };
@@ -262,8 +263,10 @@ fn parse_document(root: &At<'_>) -> Result<Policy, ParseError> {
         return Err(root.refuse(Refusal::Missing { name: "spec" }));
     }
     Ok(Policy {
-        namespace,
+        kind: Kind::CiliumNetworkPolicy,
+        namespace: Some(namespace),
         name,
+        audit: false,
         rules,
     })
 }
@@ -305,14 +308,18 @@ fn parse_rule(at: &At<'_>, namespace: &str) -> Result<Rule, ParseError> {
     for entry in &entries {
         ingress.extend(parse_entry(entry, namespace)?);
     }
-    let deny_ingress_by_default = match fields.get("enableDefaultDeny") {
+    let deny = match fields.get("enableDefaultDeny") {
         Some(at) => parse_default_deny(at)?,
         None => true,
     };
     Ok(Rule {
         subject: Selector::new(subject),
-        deny_ingress_by_default,
+        default_deny: PerDirection {
+            ingress: deny,
+            egress: false,
+        },
         ingress,
+        egress: Vec::new(),
     })
 }
 
@@ -348,6 +355,7 @@ fn parse_entry(at: &At<'_>, namespace: &str) -> Result<Option<Grant>, ParseError
         }
     }
     Ok(Some(Grant {
+        deny: false,
         peers,
         ports: ports.into_iter().collect(),
     }))
@@ -535,7 +543,7 @@ fn parse_value(at: &At<'_>) -> Result<String, ParseError> {
     Ok(text.to_owned())
 }
 
-fn parse_ports(at: &At<'_>, ports: &mut BTreeSet<PortProtocol>) -> Result<(), ParseError> {
+fn parse_ports(at: &At<'_>, ports: &mut BTreeSet<Port>) -> Result<(), ParseError> {
     let fields = at.fields(&["ports"], PORTS_UNSUPPORTED)?;
     let section = fields.require("ports")?;
     let elements = section.list()?;
@@ -563,9 +571,10 @@ fn parse_ports(at: &At<'_>, ports: &mut BTreeSet<PortProtocol>) -> Result<(), Pa
                 return Err(at.refuse(Refusal::Value { value, expected }));
             }
         };
-        ports.extend(protocols.iter().map(|protocol| PortProtocol {
+        ports.extend(protocols.iter().map(|protocol| Port::Range {
             protocol: *protocol,
-            port,
+            first: port,
+            last: port,
         }));
     }
     Ok(())

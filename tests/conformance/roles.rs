@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tombolo::{
     etcd::{Class, Client, Compare, CompareOp, PutOptions, Txn, TxnOp},
-    policy::{Engine, MapDelta, Options, directory::Directory, parse},
+    policy::{Engine, MapDelta, Options, Votes, directory::Directory, parse},
     types::{EndpointEvent, EndpointId, IdentityId, Labels, LocalEndpoint},
 };
 
@@ -162,8 +162,8 @@ async fn enforced(
     while let Some(event) = events.recv().await {
         use tombolo::policy::directory::PolicyEvent;
         match event {
-            PolicyEvent::FileSet { file, policies } => engine.set_policies(&file, policies, out),
-            PolicyEvent::FileRemoved { file } => engine.remove_file(&file, out),
+            PolicyEvent::Set { origin, policies } => engine.set_policies(&origin, policies, out),
+            PolicyEvent::Removed { origin } => engine.remove_origin(&origin, out),
             PolicyEvent::Synced => break,
         }
     }
@@ -188,7 +188,7 @@ async fn p15_a_layer_7_rule_is_never_its_port_alone() {
     std::fs::write(policies.join("web.yaml"), L7).unwrap();
     assert!(parse(L7, Path::new("web.yaml")).is_err());
     let (desired, errors) = enforced(&policies, &saved).await;
-    let allows = |delta: &&MapDelta| matches!(delta, MapDelta::Entry { value: Some(entry), .. } if !entry.deny);
+    let allows = |delta: &&MapDelta| matches!(delta, MapDelta::Entry { value: Some(entry), .. } if entry.votes.contains(Votes::ALLOW));
     assert_eq!(desired.iter().find(allows), None);
     let world = World::with(Setup {
         errors,

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tombolo::{
     enforcer::{Change, DropEvent, Handle, Options, open},
     mesh::IpTarget,
-    policy::{Direction, MapDelta, PolicyEntry, PolicyKey},
+    policy::{Direction, EndpointMode, MapDelta, PolicyEntry, PolicyKey, Votes},
     types::{ClusterId, EndpointEvent, EndpointId, IdentityId, Labels, LocalEndpoint, MaxClusters},
 };
 
@@ -117,11 +117,12 @@ fn allow(identity: IdentityId, on: bool) -> Change {
         direction,
         protocol: 6,
         port: 6379,
+        port_bits: 16,
     };
     Change::Map(MapDelta::Entry {
         key,
         value: on.then_some(PolicyEntry {
-            deny: false,
+            votes: Votes::ALLOW,
             rule: 1,
         }),
     })
@@ -135,21 +136,23 @@ fn allow_udp(identity: IdentityId, on: bool) -> Change {
         direction,
         protocol: 17,
         port: 6379,
+        port_bits: 16,
     };
     Change::Map(MapDelta::Entry {
         key,
         value: on.then_some(PolicyEntry {
-            deny: false,
+            votes: Votes::ALLOW,
             rule: 2,
         }),
     })
 }
 
 fn default_deny(on: bool) -> Change {
-    Change::Map(MapDelta::DefaultDeny {
+    let mut mode = EndpointMode::default();
+    mode.default_deny.ingress = on;
+    Change::Map(MapDelta::Endpoint {
         endpoint: EndpointId(1),
-        ingress: on,
-        egress: false,
+        mode,
     })
 }
 

@@ -13,7 +13,7 @@ use crate::{
     keyspace::{ClusterConfig, KeyEvent, Kind},
     lifecycle::{Readiness, Tasks},
     mesh::{Deltas, Mesh, Settings, Terms},
-    policy::{self, Engine, directory::PolicyEvent},
+    policy::{self, Engine, Origin, directory::PolicyEvent},
     store::{Options, Store},
     types::{ClusterId, ClusterName, MaxClusters},
 };
@@ -196,7 +196,9 @@ async fn ready_waits_for_the_policy_directory() {
     };
     let run = datapath.run(readiness.pending("policy"), tasks.token());
     tasks.spawn("datapath", run);
-    let removed = PolicyEvent::FileRemoved { file: "a".into() };
+    let removed = PolicyEvent::Removed {
+        origin: Origin::File("a".into()),
+    };
     policies.send(removed).await.unwrap();
     // One slot: whoever may send again knows that the last event was taken.
     drop(policies.reserve().await.unwrap());

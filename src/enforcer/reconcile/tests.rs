@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     enforcer::datapath::Memory,
     mesh::IpTarget,
-    policy::Direction,
+    policy::{Direction, EndpointMode, Votes},
     types::{ClusterId, IdentityId, Labels},
 };
 
@@ -26,11 +26,16 @@ fn key(identity: IdentityId) -> PolicyKey {
         direction,
         protocol: 6,
         port: 6379,
+        port_bits: 16,
     }
 }
 
 fn entry(identity: IdentityId, deny: Option<bool>) -> Change {
-    let value = deny.map(|deny| PolicyEntry { deny, rule: 1 });
+    let votes = |deny| if deny { Votes::DENY } else { Votes::ALLOW };
+    let value = deny.map(|deny| PolicyEntry {
+        votes: votes(deny),
+        rule: 1,
+    });
     Change::Map(MapDelta::Entry {
         key: key(identity),
         value,
@@ -62,11 +67,9 @@ fn upsert() -> Change {
 }
 
 fn default_deny(ingress: bool) -> Change {
-    Change::Map(MapDelta::DefaultDeny {
-        endpoint: DB,
-        ingress,
-        egress: false,
-    })
+    let mut mode = EndpointMode::default();
+    mode.default_deny.ingress = ingress;
+    Change::Map(MapDelta::Endpoint { endpoint: DB, mode })
 }
 
 fn memory() -> Memory {

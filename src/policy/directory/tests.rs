@@ -3,7 +3,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Directory, PolicyEvent, Status};
+use super::{Directory, Origin, PolicyEvent, Status};
 
 const GOOD: &str = "\
 apiVersion: cilium.io/v2
@@ -44,7 +44,7 @@ impl Running {
 
     async fn names(&mut self) -> Vec<String> {
         match self.next().await {
-            PolicyEvent::FileSet { policies, .. } => policies.into_iter().map(|p| p.name).collect(),
+            PolicyEvent::Set { policies, .. } => policies.into_iter().map(|p| p.name).collect(),
             other => panic!("expected policies, got {other:?}"),
         }
     }
@@ -74,7 +74,12 @@ async fn files_come_change_and_go() {
     fs::rename(dir.path().join("a.yaml"), dir.path().join("b.yml")).unwrap();
     assert_eq!(running.names().await, ["second"]);
     let file = dir.path().join("a.yaml");
-    assert_eq!(running.next().await, PolicyEvent::FileRemoved { file });
+    assert_eq!(
+        running.next().await,
+        PolicyEvent::Removed {
+            origin: Origin::File(file)
+        }
+    );
 }
 
 #[tokio::test]

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     policy::{
-        Direction, Grant, MapDelta, Operator, Peer, Peers, Policy, PolicyEntry, PolicyKey,
-        PortProtocol, Requirement, Rule, Selector,
+        Direction, Grant, Kind, MapDelta, Operator, Origin, Peer, Peers, PerDirection, Policy,
+        PolicyEntry, PolicyKey, Port, Requirement, Rule, Selector, Votes,
         selector::{CLUSTER_KEY, NAMESPACE_KEY},
     },
     types::{EndpointEvent, EndpointId, IdentityId, Labels},
@@ -79,10 +79,17 @@ fn grant() -> impl Strategy<Value = Grant> {
         1 => Just(Peers::Any),
         5 => proptest::collection::vec(peer, 0..3).prop_map(Peers::Of),
     ];
-    let port = (proptest::sample::select(vec![6_u8, 17]), 80..82_u16)
-        .prop_map(|(protocol, port)| PortProtocol { protocol, port });
+    let port =
+        (proptest::sample::select(vec![6_u8, 17]), 80..82_u16).prop_map(|(protocol, port)| {
+            Port::Range {
+                protocol,
+                first: port,
+                last: port,
+            }
+        });
     let ports = proptest::collection::btree_set(port, 0..3);
     (peers, ports).prop_map(|(peers, ports)| Grant {
+        deny: false,
         peers,
         ports: ports.into_iter().collect(),
     })
@@ -94,15 +101,21 @@ fn policies() -> impl Strategy<Value = Vec<Policy>> {
         any::<bool>(),
         proptest::collection::vec(grant(), 0..3),
     )
-        .prop_map(|(subject, deny_ingress_by_default, ingress)| Rule {
+        .prop_map(|(subject, deny, ingress)| Rule {
             subject,
-            deny_ingress_by_default,
+            default_deny: PerDirection {
+                ingress: deny,
+                egress: false,
+            },
             ingress,
+            egress: Vec::new(),
         });
     proptest::collection::vec(proptest::collection::vec(rule, 1..3), 0..3).prop_map(|policies| {
         let named = |(i, rules)| Policy {
-            namespace: "n1".into(),
+            kind: Kind::CiliumNetworkPolicy,
+            namespace: Some("n1".into()),
             name: format!("p{i}"),
+            audit: false,
             rules,
         };
         policies.into_iter().enumerate().map(named).collect()
@@ -128,6 +141,15 @@ struct Model {
 type Entries = BTreeMap<PolicyKey, bool>;
 type Denies = BTreeMap<EndpointId, bool>;
 
+const fn single(port: &Port) -> (u8, u16, u8) {
+    match port {
+        Port::Range {
+            protocol, first, ..
+        } => (*protocol, *first, 16),
+        _ => unreachable!(),
+    }
+}
+
 impl Model {
     fn desired(&self) -> (Entries, Denies) {
         let (mut entries, mut denies) = (Entries::new(), Denies::new());
@@ -140,18 +162,14 @@ impl Model {
         for (id, labels) in &self.endpoints {
             let endpoint = EndpointId(*id);
             let selecting: Vec<_> = rules.iter().filter(|r| r.subject.matches(labels)).collect();
-            denies.insert(
-                endpoint,
-                selecting.iter().any(|r| r.deny_ingress_by_default),
-            );
+            denies.insert(endpoint, selecting.iter().any(|r| r.default_deny.ingress));
             for grant in selecting.iter().flat_map(|r| &r.ingress) {
                 for identity in self.peers(&grant.peers) {
-                    let mut ports: Vec<_> =
-                        grant.ports.iter().map(|p| (p.protocol, p.port)).collect();
+                    let mut ports: Vec<_> = grant.ports.iter().map(single).collect();
                     if ports.is_empty() {
-                        ports.push((0, 0));
+                        ports.push((0, 0, 0));
                     }
-                    for (protocol, port) in ports {
+                    for (protocol, port, port_bits) in ports {
                         let (identity, direction) = (IdentityId(identity), Direction::Ingress);
                         let key = PolicyKey {
                             endpoint,
@@ -159,6 +177,7 @@ impl Model {
                             direction,
                             protocol,
                             port,
+                            port_bits,
                         };
                         entries.insert(key, false);
                     }
@@ -188,6 +207,7 @@ impl Model {
         let identities = self.identities.iter().map(|(id, l)| (*id, Arc::clone(l)));
         for (id, labels) in identities.chain(reserved) {
             let matches = |peer: &Peer| match peer {
+                Peer::Cidr { .. } => false,
                 Peer::LocalCluster => labels.with_key(CLUSTER_KEY).any(|l| l.value == "cluster1"),
                 Peer::Labels(selector) => {
                     let rs = selector.requirements();
@@ -217,7 +237,7 @@ impl Kernel {
     fn apply(&mut self, deltas: Vec<MapDelta>) {
         let rank = |delta: &MapDelta| match delta {
             MapDelta::Entry { value: Some(_), .. } => 0,
-            MapDelta::DefaultDeny { .. } => 1,
+            MapDelta::Endpoint { .. } | MapDelta::Cidr { .. } => 1,
             MapDelta::Entry { value: None, .. } => 2,
         };
         assert!(deltas.is_sorted_by_key(rank), "{deltas:?}");
@@ -230,17 +250,18 @@ impl Kernel {
                     };
                     assert_ne!(old, value, "{key:?} did not change");
                 }
-                MapDelta::DefaultDeny {
-                    endpoint,
-                    ingress,
-                    egress,
-                } => {
-                    assert!(!egress);
+                MapDelta::Endpoint { endpoint, mode } => {
+                    let ingress = mode.default_deny.ingress;
                     assert_ne!(self.denies.insert(endpoint, ingress), Some(ingress));
                 }
+                MapDelta::Cidr { .. } => panic!("no rule names a prefix"),
             }
         }
     }
+}
+
+fn origin(file: u8) -> Origin {
+    Origin::File(PathBuf::from(format!("{file}.yaml")))
 }
 
 proptest! {
@@ -273,14 +294,13 @@ proptest! {
                     kernel.denies.remove(&EndpointId(id));
                 }
                 Step::File(file, policies) => {
-                    let path = PathBuf::from(format!("{file}.yaml"));
-                    engine.set_policies(&path, policies.clone(), &mut out);
+                    engine.set_policies(&origin(file), policies.clone(), &mut out);
                     model.files.insert(file, policies);
                 }
             }
             kernel.apply(out);
             let (entries, denies) = model.desired();
-            let held: Entries = kernel.entries.iter().map(|(k, v)| (*k, v.deny)).collect();
+            let held: Entries = kernel.entries.iter().map(|(k, v)| (*k, v.votes.contains(Votes::DENY))).collect();
             prop_assert_eq!(held, entries);
             prop_assert_eq!(&kernel.denies, &denies);
             let mut full = Kernel::default();
@@ -291,7 +311,7 @@ proptest! {
         // Taking everything away leaves nothing behind.
         let mut out = Vec::new();
         for file in 0..3 {
-            engine.remove_file(&PathBuf::from(format!("{file}.yaml")), &mut out);
+            engine.remove_origin(&origin(file), &mut out);
         }
         prop_assert_eq!(engine.entry_count(), 0);
         prop_assert_eq!(engine.selector_count(), 0);

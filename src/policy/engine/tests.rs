@@ -2,7 +2,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use super::{Engine, Options};
 use crate::{
-    policy::{Direction, MapDelta, PolicyEntry, PolicyKey, Verdict, parse, verdict},
+    policy::{Direction, MapDelta, Origin, PolicyEntry, PolicyKey, Votes, parse, verdict},
     types::{EndpointEvent, EndpointId, IdentityId, Labels, LocalEndpoint},
 };
 
@@ -54,6 +54,10 @@ pub(super) fn engine(default_local_cluster: bool) -> Engine {
     })
 }
 
+fn from(file: &Path) -> Origin {
+    Origin::File(file.to_owned())
+}
+
 /// The street of the guide, with the policy `text`.
 fn street(text: &str, default_local_cluster: bool) -> Engine {
     let mut engine = engine(default_local_cluster);
@@ -73,7 +77,7 @@ fn street(text: &str, default_local_cluster: bool) -> Engine {
         out,
     );
     let file = Path::new("guide.yaml");
-    engine.set_policies(file, parse(text, file).unwrap(), out);
+    engine.set_policies(&from(file), parse(text, file).unwrap(), out);
     engine
 }
 
@@ -85,6 +89,7 @@ fn key(identity: u32, port: u16) -> PolicyKey {
         direction,
         protocol: 6,
         port,
+        port_bits: 16,
     }
 }
 
@@ -148,25 +153,26 @@ fn a_peers_end_takes_only_its_entry_and_default_deny_comes_after_allows() {
     assert_eq!(engine.denies_ingress(DB), Some(false));
     let file = Path::new("guide.yaml");
     let mut out = Vec::new();
-    engine.set_policies(file, parse(GUIDE, file).unwrap(), &mut out);
+    engine.set_policies(&from(file), parse(GUIDE, file).unwrap(), &mut out);
     let [
         MapDelta::Entry {
             key: first,
-            value: Some(PolicyEntry { deny: false, rule }),
+            value:
+                Some(PolicyEntry {
+                    votes: Votes::ALLOW,
+                    rule,
+                }),
         },
         MapDelta::Entry {
             key: second,
             value: Some(_),
         },
-        MapDelta::DefaultDeny {
-            endpoint: DB,
-            ingress: true,
-            egress: false,
-        },
+        MapDelta::Endpoint { endpoint: DB, mode },
     ] = &out[..]
     else {
         panic!("{out:?}")
     };
+    assert_eq!(*mode, super::mode(true));
     assert_eq!(
         (*first, *second),
         (key(LOCAL + 1, 6379), key(REMOTE + 1, 6379))
@@ -186,16 +192,15 @@ fn a_peers_end_takes_only_its_entry_and_default_deny_comes_after_allows() {
     );
 
     out.clear();
-    engine.set_policies(file, parse(GUIDE, file).unwrap(), &mut out);
+    engine.set_policies(&from(file), parse(GUIDE, file).unwrap(), &mut out);
     assert_eq!(out, [], "the same policies change nothing");
-    engine.remove_file(file, &mut out);
+    engine.remove_origin(&from(file), &mut out);
     assert_eq!(
         out,
         [
-            MapDelta::DefaultDeny {
+            MapDelta::Endpoint {
                 endpoint: DB,
-                ingress: false,
-                egress: false
+                mode: super::mode(false)
             },
             MapDelta::Entry {
                 key: key(LOCAL + 1, 6379),
@@ -211,7 +216,7 @@ fn a_peers_end_takes_only_its_entry_and_default_deny_comes_after_allows() {
         ),
         (0, 0, 0)
     );
-    engine.set_policies(file, parse(GUIDE, file).unwrap(), &mut out);
+    engine.set_policies(&from(file), parse(GUIDE, file).unwrap(), &mut out);
     assert!(
         engine.rule_name(number).is_some(),
         "a rule that comes back has its old number"
@@ -222,9 +227,9 @@ fn a_peers_end_takes_only_its_entry_and_default_deny_comes_after_allows() {
 fn an_entry_of_two_rules_survives_the_end_of_one() {
     let mut engine = street(GUIDE, true);
     let (other, out) = (Path::new("other.yaml"), &mut Vec::new());
-    engine.set_policies(other, parse(GUIDE, other).unwrap(), out);
+    engine.set_policies(&from(other), parse(GUIDE, other).unwrap(), out);
     let before = engine.entry(&key(LOCAL + 1, 6379)).unwrap();
-    engine.remove_file(Path::new("guide.yaml"), out);
+    engine.remove_origin(&from(Path::new("guide.yaml")), out);
     let after = engine.entry(&key(LOCAL + 1, 6379)).unwrap();
     assert!(
         before.rule <= after.rule,
@@ -251,7 +256,7 @@ fn default_deny_can_be_left_out_per_rule() {
     assert_eq!(engine.denies_ingress(DB), Some(false));
     assert_eq!(allowed(&engine, 22).len(), 8);
     let strict = verdict(|k| engine.entry(k), &key(LOCAL + 2, 6379));
-    assert_eq!(strict, Verdict::NoMatch);
+    assert!(strict.votes.is_empty());
 }
 
 #[test]
@@ -265,10 +270,9 @@ fn a_new_endpoint_always_hears_its_default_deny() {
     );
     assert_eq!(
         out,
-        [MapDelta::DefaultDeny {
+        [MapDelta::Endpoint {
             endpoint: free,
-            ingress: false,
-            egress: false
+            mode: super::mode(false)
         }]
     );
     out.clear();
@@ -282,10 +286,8 @@ fn a_new_endpoint_always_hears_its_default_deny() {
         .desired()
         .into_iter()
         .filter_map(|d| match d {
-            MapDelta::DefaultDeny {
-                endpoint, ingress, ..
-            } => Some((endpoint, ingress)),
-            MapDelta::Entry { .. } => None,
+            MapDelta::Endpoint { endpoint, mode } => Some((endpoint, mode.default_deny.ingress)),
+            MapDelta::Entry { .. } | MapDelta::Cidr { .. } => None,
         })
         .collect();
     assert_eq!(desired, HashMap::from([(free, false)]));

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::{Refusal, parse};
 use crate::policy::{
-    Grant, Operator, Peer, Peers, Policy, PortProtocol, Requirement, Rule, Selector,
+    Grant, Kind, Operator, Peer, Peers, PerDirection, Policy, Port, Requirement, Rule, Selector,
     selector::{CLUSTER_KEY, NAMESPACE_KEY},
 };
 
@@ -59,23 +59,31 @@ fn the_guides_policy_parses() {
         Requirement::k8s(NAMESPACE_KEY, "default"),
     ]);
     let grant = Grant {
+        deny: false,
         peers: Peers::Of(vec![Peer::Labels(local), Peer::Labels(remote)]),
-        ports: vec![PortProtocol {
+        ports: vec![Port::Range {
             protocol: 6,
-            port: 6379,
+            first: 6379,
+            last: 6379,
         }],
     };
     let rule = Rule {
         subject,
-        deny_ingress_by_default: true,
+        default_deny: PerDirection {
+            ingress: true,
+            egress: false,
+        },
         ingress: vec![grant],
+        egress: Vec::new(),
     };
-    let (namespace, name) = ("default".to_owned(), "allow-employee".to_owned());
+    let (namespace, name) = (Some("default".to_owned()), "allow-employee".to_owned());
     assert_eq!(
         policies,
         [Policy {
+            kind: Kind::CiliumNetworkPolicy,
             namespace,
             name,
+            audit: false,
             rules: vec![rule]
         }]
     );
@@ -160,12 +168,13 @@ fn the_subject_is_forced_into_the_namespace() {
 
 #[test]
 fn absent_empty_and_full_sections_mean_what_the_reference_says() {
-    let ports = |protocols: &[u8]| -> Vec<PortProtocol> {
+    let ports = |protocols: &[u8]| -> Vec<Port> {
         protocols
             .iter()
-            .map(|p| PortProtocol {
+            .map(|p| Port::Range {
                 protocol: *p,
-                port: 80,
+                first: 80,
+                last: 80,
             })
             .collect()
     };
@@ -206,6 +215,7 @@ fn absent_empty_and_full_sections_mean_what_the_reference_says() {
         assert_eq!(
             rule.ingress,
             [Grant {
+                deny: false,
                 peers,
                 ports: expected
             }],
@@ -219,7 +229,7 @@ fn absent_empty_and_full_sections_mean_what_the_reference_says() {
     ] {
         let spec =
             format!("{{endpointSelector: {{}}, ingress: [{{}}], enableDefaultDeny: {deny}}}");
-        assert_eq!(rule(&with_spec(&spec)).deny_ingress_by_default, expected);
+        assert_eq!(rule(&with_spec(&spec)).default_deny.ingress, expected);
     }
 }
 
