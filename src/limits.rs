@@ -203,6 +203,9 @@ pub const DELTA_BATCH_MAX: usize = 4_096;
 pub const PROPAGATION_SAMPLES_MAX: usize = 64;
 /// Most pending deltas between the mesh and the datapath; past it a full reconcile is owed instead.
 pub const DELTA_QUEUE_MAX: usize = 262_144;
+/// Room that an emptied queue keeps, in values: a steady mesh never needs more, an initial list fills
+/// many times as much.
+pub const QUEUE_KEPT_CAPACITY: usize = 4_096;
 /// Most keys of a peer that are in force or in the cache: a cluster with 500 000 endpoints and as
 /// much again.
 pub const PEER_KEYS_MAX: usize = 1 << 20;

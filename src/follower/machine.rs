@@ -1,6 +1,9 @@
 //! Turns pages and watch events of one kind into key events, and notes what was handed on, so that
 //! the next connection can tell whether it may go on there. No I/O.
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+};
 
 use bytes::Bytes;
 
@@ -19,10 +22,13 @@ pub(super) struct KindMachine {
     held: Option<Held>,
 }
 
-/// The keys behind the prefix with their mod revisions; they share their bytes with the events.
+/// The keys behind the prefix with their mod revisions. A key is kept as its hash, with a secret of
+/// this process: two of a million keys share one with a chance of one in forty million, and then the
+/// comparison fails or misses a key that changed places with another of the same revision.
 #[derive(Debug, Default)]
 struct Held {
-    keys: HashMap<Bytes, i64>,
+    secret: RandomState,
+    keys: HashMap<u64, i64>,
     /// `None` while a list is not complete.
     at: Option<Position>,
 }
@@ -32,6 +38,12 @@ struct Held {
 struct Position {
     cluster_id: u64,
     revision: i64,
+}
+
+impl Held {
+    fn hash(&self, suffix: &[u8]) -> u64 {
+        self.secret.hash_one(suffix)
+    }
 }
 
 impl KindMachine {
@@ -79,7 +91,7 @@ impl KindMachine {
             Event::Delete { key } => {
                 let suffix = self.suffix(&key)?;
                 if let Some(held) = &mut self.held {
-                    held.keys.remove(&suffix);
+                    held.keys.remove(&held.hash(&suffix));
                 }
                 Some(KeyEvent::Delete { kind, suffix })
             }
@@ -101,7 +113,7 @@ impl KindMachine {
         let held = self.held.as_ref()?;
         Some(Check {
             machine: self,
-            keys: &held.keys,
+            held,
             at: held.at?,
             found: 0,
         })
@@ -109,7 +121,7 @@ impl KindMachine {
 
     fn upsert(&mut self, entry: Entry) -> Option<KeyEvent> {
         let suffix = self.suffix(&entry.key)?;
-        self.note(suffix.clone(), entry.revision);
+        self.note(&suffix, entry.revision);
         Some(KeyEvent::Upsert {
             kind: self.kind,
             suffix,
@@ -118,9 +130,9 @@ impl KindMachine {
         })
     }
 
-    fn note(&mut self, suffix: Bytes, revision: i64) {
+    fn note(&mut self, suffix: &[u8], revision: i64) {
         let Some(held) = &mut self.held else { return };
-        held.keys.insert(suffix, revision);
+        held.keys.insert(held.hash(suffix), revision);
         if held.keys.len() > RESUME_KEYS_MAX {
             self.held = None;
         }
@@ -137,7 +149,7 @@ impl KindMachine {
 #[derive(Debug)]
 pub(super) struct Check<'a> {
     machine: &'a KindMachine,
-    keys: &'a HashMap<Bytes, i64>,
+    held: &'a Held,
     at: Position,
     found: usize,
 }
@@ -160,7 +172,8 @@ impl Check<'_> {
             equal = true;
         }
         for (suffix, revision) in suffixes {
-            equal &= self.keys.get(&suffix) == Some(&revision);
+            let key = self.held.hash(&suffix);
+            equal &= self.held.keys.get(&key) == Some(&revision);
             self.found += 1;
         }
         equal
@@ -168,7 +181,7 @@ impl Check<'_> {
 
     /// After all pages without a difference: true if no key is missing.
     pub(super) fn agrees(&self) -> bool {
-        self.found == self.keys.len()
+        self.found == self.held.keys.len()
     }
 }
 
@@ -241,7 +254,7 @@ mod tests {
     fn too_many_keys_are_not_noted() {
         let mut machine = listed();
         for n in 0..RESUME_KEYS_MAX {
-            machine.note(n.to_string().into(), 1);
+            machine.note(n.to_string().as_bytes(), 1);
         }
         assert!(machine.check().is_none());
     }

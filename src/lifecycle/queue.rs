@@ -12,6 +12,8 @@ use std::{
 
 use tokio::sync::Notify;
 
+use crate::limits::QUEUE_KEPT_CAPACITY;
+
 /// The queue; all clones are the same one.
 #[derive(Debug)]
 pub struct Coalescing<K, V>(Arc<Inner<K, V>>);
@@ -167,6 +169,11 @@ impl<K: Clone + Eq + Hash, V> Coalescing<K, V> {
         state.taken += count as u64;
         let lost = std::mem::take(&mut state.lost);
         let more = !state.order.is_empty();
+        if !more && state.order.capacity() > QUEUE_KEPT_CAPACITY {
+            // An initial list needs far more room than anything that comes after it.
+            state.order.shrink_to(QUEUE_KEPT_CAPACITY);
+            state.values.shrink_to(QUEUE_KEPT_CAPACITY);
+        }
         drop(guard);
         if more {
             // Another consumer may be waiting, and `push` wakes only for the first value.
