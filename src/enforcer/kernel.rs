@@ -4,23 +4,15 @@
 //! The only module with `unsafe`, and the only one that knows aya.
 use std::{
     ffi::CString,
-    fs, io,
+    io,
     os::fd::{AsRawFd, RawFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{
-        Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf, lpm_trie,
-    },
-    programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
-        links::{FdLink, PinnedLink},
-        tc::{SchedClassifierLink, TcAttachOptions},
-    },
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, lpm_trie},
 };
-
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
@@ -35,19 +27,11 @@ use crate::{
 #[cfg(feature = "testing")]
 pub mod test_run;
 
-/// Version of the layouts in `abi`; part of the pin path.
-pub const SCHEMA: &str = "v1";
+mod links;
+mod load;
+mod pins;
 
-#[cfg(feature = "ebpf")]
-const OBJECT: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(
-    env!("OUT_DIR"),
-    "/tombolo.bpf.o"
-)));
-#[cfg(not(feature = "ebpf"))]
-const OBJECT: Option<&[u8]> = None;
-
-/// True if the programs are part of this binary.
-pub const AVAILABLE: bool = OBJECT.is_some();
+pub use self::{load::AVAILABLE, pins::SCHEMA};
 
 // SAFETY: repr(C), no padding (sizes asserted in abi), any bit pattern is valid.
 #[expect(unsafe_code, reason = "map values are read and written as bytes")]
@@ -68,31 +52,6 @@ unsafe impl aya::Pod for abi::Config {}
 #[expect(unsafe_code, reason = "map values are read and written as bytes")]
 unsafe impl aya::Pod for abi::Metrics {}
 
-const PROGRAMS: [(&str, &str, TcAttachType); 2] = [
-    // to_container first: a new endpoint must not be reachable before it is guarded.
-    ("to_container", "egress", TcAttachType::Egress),
-    ("from_container", "ingress", TcAttachType::Ingress),
-];
-
-/// Name, map type number (`enum bpf_map_type`), key bytes, value bytes, entries, as `bpf/` has them.
-const MAPS: [(&str, u32, u32, u32, u32); 9] = [
-    ("ipcache_exact", 1, 16, 8, 1_048_576),
-    ("ipcache_lpm", 11, 20, 8, 65_536),
-    ("endpoints", 1, 4, 80, 4_096),
-    ("policy", 1, 12, 8, 1_048_576),
-    (
-        "conntrack",
-        9,
-        abi::CONNTRACK_KEY_BYTES,
-        abi::CONNTRACK_VALUE_BYTES,
-        262_144,
-    ),
-    ("config", 2, 4, 8, 1),
-    ("events", 27, 0, 0, 1 << 20),
-    ("metrics", 6, 4, 16, 32),
-    ("ratelimit", 9, 16, abi::RATE_VALUE_BYTES, 16_384),
-];
-
 /// The loaded programs and their maps.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -102,116 +61,6 @@ pub struct Kernel {
     endpoints: HashMap<MapData, u32, abi::Endpoint>,
     policy: HashMap<MapData, abi::RawPolicyKey, abi::RawPolicyValue>,
     config: Array<MapData, abi::Config>,
-}
-
-impl Kernel {
-    /// Loads and verifies the programs with the maps pinned below `bpf_root`, a mounted bpffs;
-    /// makes what is missing. Attaches nothing yet.
-    ///
-    /// # Errors
-    /// [`Error::Schema`] if a pin has another layout, else which step failed.
-    pub fn open(bpf_root: &Path) -> Result<(Self, Events, Counters), Error> {
-        let object = OBJECT.ok_or(Error::NotBuilt)?;
-        let pins = bpf_root.join("tombolo").join(SCHEMA);
-        let links = pins.join("links");
-        fs::create_dir_all(&links).map_err(|source| Error::Directory {
-            path: links.clone(),
-            source,
-        })?;
-        for expected in &MAPS {
-            check_pin(&pins, *expected)?;
-        }
-        let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(&pins)
-            .load(object)
-            .map_err(|error| Error::Load {
-                source: io::Error::other(error),
-            })?;
-        for (program, _, _) in PROGRAMS {
-            classifier(&mut ebpf, program)?
-                .load()
-                .map_err(|error| Error::Program {
-                    program,
-                    source: io::Error::other(error),
-                })?;
-        }
-        let events: RingBuf<MapData> = take(&mut ebpf, "events")?;
-        let counters = Counters {
-            metrics: take(&mut ebpf, "metrics")?,
-        };
-        let kernel = Self {
-            ipcache_exact: take(&mut ebpf, "ipcache_exact")?,
-            ipcache_lpm: take(&mut ebpf, "ipcache_lpm")?,
-            endpoints: take(&mut ebpf, "endpoints")?,
-            policy: take(&mut ebpf, "policy")?,
-            config: take(&mut ebpf, "config")?,
-            links,
-            ebpf,
-        };
-        Ok((kernel, Events { ring: events }, counters))
-    }
-
-    fn link_path(&self, ifindex: u32, direction: &str) -> PathBuf {
-        self.links.join(format!("{ifindex}-{direction}"))
-    }
-
-    /// Puts our program onto a pinned link; false if the link's interface is gone, then the pin
-    /// is gone too.
-    fn take_over(&mut self, path: &Path, program: &'static str) -> Result<bool, Error> {
-        let fail = |op, source| Error::Link {
-            op,
-            link: file_name(path),
-            source,
-        };
-        let Ok(pinned) = PinnedLink::from_pin(path) else {
-            return Ok(false);
-        };
-        let link = SchedClassifierLink::try_from(FdLink::from(pinned))
-            .map_err(|error| fail("open", io::Error::other(error)))?;
-        let classifier = classifier(&mut self.ebpf, program)?;
-        if let Ok(id) = classifier.attach_to_link(link) {
-            // Dropping the link closes our descriptor; the pin keeps the link alive.
-            drop(
-                classifier
-                    .take_link(id)
-                    .map_err(|error| fail("keep", io::Error::other(error)))?,
-            );
-            return Ok(true);
-        }
-        // ENOLINK: the interface was deleted under it.
-        fs::remove_file(path).map_err(|source| fail("detach", source))?;
-        Ok(false)
-    }
-
-    fn attach_one(
-        &mut self,
-        ifindex: u32,
-        name: &str,
-        (program, direction, attach_type): (&'static str, &str, TcAttachType),
-    ) -> Result<(), Error> {
-        let path = self.link_path(ifindex, direction);
-        if path.exists() && self.take_over(&path, program)? {
-            return Ok(());
-        }
-        let fail = |op, source| Error::Link {
-            op,
-            link: file_name(&path),
-            source,
-        };
-        let classifier = classifier(&mut self.ebpf, program)?;
-        let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let id = classifier
-            .attach_with_options(name, attach_type, order)
-            .map_err(|error| fail("attach", io::Error::other(error)))?;
-        let link: FdLink = classifier
-            .take_link(id)
-            .map_err(|error| fail("attach", io::Error::other(error)))?
-            .try_into()
-            .map_err(|error| fail("attach", io::Error::other(error)))?;
-        link.pin(&path)
-            .map_err(|error| fail("pin", io::Error::other(error)))?;
-        Ok(())
-    }
 }
 
 impl Datapath for Kernel {
@@ -242,41 +91,7 @@ impl Datapath for Kernel {
             .get(&0, 0)
             .map_err(map_error("config", "read"))?
             .epoch;
-
-        let directory = |source| Error::Directory {
-            path: self.links.clone(),
-            source,
-        };
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.links).map_err(directory)? {
-            names.push(
-                entry
-                    .map_err(directory)?
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned(),
-            );
-        }
-        let mut attached = std::collections::HashMap::<u32, usize>::new();
-        for name in names {
-            let Some((index, direction)) = name.split_once('-') else {
-                continue;
-            };
-            let Ok(ifindex) = index.parse::<u32>() else {
-                continue;
-            };
-            let Some((program, ..)) = PROGRAMS.iter().find(|(_, d, _)| *d == direction) else {
-                continue;
-            };
-            if self.take_over(&self.links.join(&name), program)? {
-                *attached.entry(ifindex).or_default() += 1;
-            }
-        }
-        observed.links = attached
-            .into_iter()
-            .filter(|(_, n)| *n == PROGRAMS.len())
-            .map(|(i, _)| i)
-            .collect();
+        observed.links = self.take_over_all()?;
         Ok(observed)
     }
 
@@ -340,27 +155,11 @@ impl Datapath for Kernel {
     }
 
     fn attach(&mut self, ifindex: u32, name: &str) -> Result<(), Error> {
-        PROGRAMS
-            .into_iter()
-            .try_for_each(|program| self.attach_one(ifindex, name, program))
+        self.attach_both(ifindex, name)
     }
 
     fn detach(&mut self, ifindex: u32) -> Result<(), Error> {
-        for (_, direction, _) in PROGRAMS {
-            // Without its pin nothing holds the link, and the kernel detaches it.
-            match fs::remove_file(self.link_path(ifindex, direction)) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    let link = format!("{ifindex}-{direction}");
-                    return Err(Error::Link {
-                        op: "detach",
-                        link,
-                        source,
-                    });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        self.detach_both(ifindex)
     }
 }
 
@@ -456,63 +255,6 @@ macro_rules! opaque_debug {
     )*};
 }
 opaque_debug!(Kernel, Events, Counters);
-
-fn classifier<'a>(
-    ebpf: &'a mut Ebpf,
-    program: &'static str,
-) -> Result<&'a mut SchedClassifier, Error> {
-    ebpf.program_mut(program)
-        .ok_or_else(|| Error::Program {
-            program,
-            source: io::ErrorKind::NotFound.into(),
-        })?
-        .try_into()
-        .map_err(|error| Error::Program {
-            program,
-            source: io::Error::other::<aya::programs::ProgramError>(error),
-        })
-}
-
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, Error> {
-    ebpf.take_map(map)
-        .ok_or_else(|| Error::Map {
-            map,
-            op: "open",
-            source: io::ErrorKind::NotFound.into(),
-        })?
-        .try_into()
-        .map_err(map_error(map, "open"))
-}
-
-fn check_pin(
-    pins: &Path,
-    (map, kind, key, value, entries): (&'static str, u32, u32, u32, u32),
-) -> Result<(), Error> {
-    let path = pins.join(map);
-    if !path.exists() {
-        return Ok(());
-    }
-    let info = MapInfo::from_pin(&path).map_err(map_error(map, "open"))?;
-    let found_kind = info.map_type().map_or(0, |kind| kind as u32);
-    for (what, found, expected) in [
-        ("type", found_kind, kind),
-        ("key size", info.key_size(), key),
-        ("value size", info.value_size(), value),
-        ("number of entries", info.max_entries(), entries),
-    ] {
-        if found != expected {
-            let (found, expected) = (found.to_string(), expected.to_string());
-            return Err(Error::Schema {
-                map,
-                what,
-                found,
-                expected,
-            });
-        }
-    }
-    Ok(())
-}
-
 fn or_absent(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
@@ -538,9 +280,4 @@ fn map_error(map: &'static str, op: &'static str) -> impl FnOnce(MapError) -> Er
 
 const fn op(write: bool) -> &'static str {
     if write { "write" } else { "delete" }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name()
-        .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }

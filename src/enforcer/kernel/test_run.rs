@@ -5,7 +5,7 @@ use std::{io, path::Path, time::Duration};
 
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 
-use super::{Error, Kernel, classifier};
+use super::{Error, Kernel, load::classifier};
 
 #[cfg(feature = "ebpf")]
 const EMPTY: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(
