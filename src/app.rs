@@ -123,6 +123,10 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let options = enforcer::Options {
         bpf_root: config.bpf_root.clone(),
         max_clusters: config.max_clusters,
+        attach_mode: config.datapath.attach_mode,
+        sizes: config.datapath.sizes,
+        audit: config.datapath.audit,
+        allow_localhost: config.datapath.allow_localhost,
     };
     let (kernel, handle) = tokio::task::spawn_blocking(move || enforcer::open(&options))
         .await

@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-pub use self::args::{Args, SocketArg};
+pub use self::{
+    args::{Args, SocketArg},
+    datapath::{AttachMode, Datapath, DatapathArgs, MapSizes},
+};
 use crate::{
     limits,
     socket::PATH_BYTES_MAX,
@@ -23,6 +26,7 @@ use crate::{
 };
 
 mod args;
+mod datapath;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -102,6 +106,8 @@ pub struct Config {
     pub export_policy: Option<PathBuf>,
     /// Selectors that name no cluster mean the local one.
     pub policy_default_local_cluster: bool,
+    /// Programs, their maps, and what they guard.
+    pub datapath: Datapath,
     /// Form of the log lines.
     pub log_format: LogFormat,
     /// Log debug events too.
@@ -393,6 +399,7 @@ impl Raw {
             policy_default_local_cluster: self
                 .parse("policy-default-local-cluster", parse_bool)
                 .unwrap_or(true),
+            datapath: self.datapath(),
             log_format: self
                 .parse("log-format", |text| match text {
                     "logfmt" => Ok(LogFormat::Logfmt),

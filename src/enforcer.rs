@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     datapath::Error,
+    kernel::MapUse,
     reconcile::{Change, Status},
 };
 use self::{
@@ -21,6 +22,7 @@ use self::{
     reconcile::Reconciler,
 };
 use crate::{
+    config::{AttachMode, MapSizes},
     limits,
     policy::Direction,
     types::{EndpointId, IdentityId, MaxClusters},
@@ -67,10 +69,32 @@ pub struct DropEvent {
 /// What [`open`] needs to know.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// A mounted bpffs, `/sys/fs/bpf`.
+    /// A mounted bpffs.
     pub bpf_root: PathBuf,
     /// How identities are split.
     pub max_clusters: MaxClusters,
+    /// How programs are attached; another way than before moves them.
+    pub attach_mode: AttachMode,
+    /// Sizes of the maps; other ones than before move their entries.
+    pub sizes: MapSizes,
+    /// What policy would drop is reported and let pass, on all endpoints.
+    pub audit: bool,
+    /// This node's own addresses reach local endpoints whatever ingress policy says.
+    pub allow_localhost: bool,
+}
+
+impl Default for Options {
+    /// The agent's defaults.
+    fn default() -> Self {
+        Self {
+            bpf_root: "/sys/fs/bpf".into(),
+            max_clusters: MaxClusters::default(),
+            attach_mode: AttachMode::default(),
+            sizes: MapSizes::default(),
+            audit: false,
+            allow_localhost: false,
+        }
+    }
 }
 
 /// To talk to a running [`Enforcer`]. Cheap to clone.
@@ -112,6 +136,17 @@ pub struct Counts {
 }
 
 impl Handle {
+    /// How full the maps are, as of the last seconds; counting takes milliseconds.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn map_usage(&self) -> Result<Vec<MapUse>, Error> {
+        match &self.counters {
+            Some(counters) => counters.usage(),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// Reads the programs' counters: 32 system calls.
     ///
     /// # Errors
@@ -173,7 +208,7 @@ impl std::fmt::Debug for Enforcer {
 /// If the programs cannot be loaded or the pins are not ours.
 pub fn open(options: &Options) -> Result<(Enforcer, Handle), Error> {
     let (datapath, source, counters): (Box<dyn Datapath>, _, _) = if kernel::AVAILABLE {
-        let (kernel, events, counters) = Kernel::open(&options.bpf_root)?;
+        let (kernel, events, counters) = Kernel::open(options)?;
         (Box::new(kernel), Some(events), Some(Arc::new(counters)))
     } else {
         (Box::new(Memory::default()), None, None)

@@ -331,6 +331,28 @@ pub const ENFORCER_RETRY_MIN: Duration = Duration::from_millis(250);
 pub const ENFORCER_RETRY_MAX: Duration = Duration::from_secs(10);
 /// How often deleted interfaces are looked for when nobody says that they changed.
 pub const INTERFACE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Fewest and most entries of a map that may be configured: below, a single busy pod would push its
+/// own flows out; above, the kernel would need gigabytes for it.
+pub const MAP_ENTRIES_MIN: u32 = 1 << 10;
+/// See [`MAP_ENTRIES_MIN`].
+pub const MAP_ENTRIES_MAX: u32 = 1 << 24;
+/// Default of `--bpf-ct-max`; 38 MB.
+pub const CONNTRACK_ENTRIES: u32 = 1 << 18;
+/// Default of `--bpf-policy-map-max`; the kernel takes the memory as entries come.
+pub const POLICY_ENTRIES: u32 = 1 << 20;
+/// Default of `--bpf-ipcache-max`, likewise.
+pub const IPCACHE_ENTRIES: u32 = 1 << 20;
+/// Default of `--bpf-fragments-max`, as in Cilium.
+pub const FRAGMENTS_ENTRIES: u32 = 1 << 13;
+/// Rows of a map that are read or written in one system call; a few hundred kilobytes.
+pub const MAP_BATCH_ENTRIES: u32 = 1 << 12;
+/// Rows of a hash that are counted before the rest is taken to be like them: an error of half a
+/// percent, for ten milliseconds.
+pub const MAP_SAMPLE_ENTRIES: usize = 1 << 16;
+/// How long a count of a map's rows is good enough for who asks again.
+pub const MAP_COUNT_INTERVAL: Duration = Duration::from_secs(10);
+/// Most bridges to guard; hosts have a handful.
+pub const MANAGED_BRIDGES_MAX: usize = 64;
 /// How often the maps are read back and compared.
 pub const MAP_VERIFY_INTERVAL: Duration = Duration::from_secs(300);
 /// Drop events kept for a slow subscriber; what the rate limit lets through of some sources.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tombolo::{
     enforcer::{
-        Change,
+        self, Change,
         datapath::Datapath as _,
         kernel::{
             Kernel,
@@ -238,7 +238,11 @@ impl Bench {
 /// Has the enforcer put everything into the kernel; returns it with the workload's interface.
 fn enforce(bpffs: &Path, addresses: u32) -> Result<(Reconciler<Kernel>, u32)> {
     let max = MaxClusters::C255;
-    let (kernel, _, _) = Kernel::open(bpffs)?;
+    let options = enforcer::Options {
+        bpf_root: bpffs.to_owned(),
+        ..enforcer::Options::default()
+    };
+    let (kernel, _, _) = Kernel::open(&options)?;
     let ifindex = kernel.ifindex(INTERFACE).context("find the veth")?;
     let mut reconciler = Reconciler::open(kernel, max)?;
     reconciler.apply(changes(addresses, max)?);

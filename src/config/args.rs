@@ -2,6 +2,8 @@
 //! once instead of clap's first. Each field's long name is also the key in the config directory.
 use std::path::PathBuf;
 
+use super::DatapathArgs;
+
 /// Where the admin socket is; one flag for the agent, which serves it, and for its clients.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct SocketArg {
@@ -135,6 +137,9 @@ pub struct Args {
         default_missing_value = "true"
     )]
     pub policy_default_local_cluster: Option<String>,
+    /// Those of the kernel side.
+    #[command(flatten)]
+    pub datapath: DatapathArgs,
     /// Directory with one file per key; a key is a flag without '--' [default: none].
     #[arg(long, value_name = "DIR", env = "TOMBOLO_CONFIG_DIR")]
     pub config_dir: Option<String>,
@@ -158,8 +163,8 @@ impl Args {
     pub(super) fn given<'a>(
         &'a self,
         socket: &'a SocketArg,
-    ) -> [(&'static str, &'a Option<String>); 35] {
-        [
+    ) -> Vec<(&'static str, &'a Option<String>)> {
+        let mut given = vec![
             ("cluster-name", &self.cluster_name),
             ("cluster-id", &self.cluster_id),
             ("max-connected-clusters", &self.max_connected_clusters),
@@ -198,6 +203,8 @@ impl Args {
             ),
             ("log-format", &self.log_format),
             ("debug", &self.debug),
-        ]
+        ];
+        given.extend(self.datapath.given());
+        given
     }
 }

@@ -53,6 +53,8 @@ fn defaults_are_as_documented_and_none_points_into_examples() {
     assert_eq!(config.max_request_bytes, 1_572_864);
     assert_eq!(config.max_txn_ops, 128);
     assert_eq!(config.export_policy, None);
+    assert_eq!(config.datapath, Datapath::default());
+    assert_eq!(config.datapath.sizes.conntrack, 262_144);
     assert_eq!(config.clustermesh_cache_ttl, None);
     assert!(!format!("{config:?}").contains("certs-example"));
 }
@@ -62,7 +64,7 @@ fn every_flag_is_a_key_with_an_environment_variable() {
     let command = <Command as clap::CommandFactory>::command();
     let socket = SocketArg::default();
     let args = Args::default();
-    let keys = args.given(&socket).map(|(key, _)| key);
+    let keys: Vec<_> = args.given(&socket).iter().map(|(key, _)| *key).collect();
     for arg in command.get_arguments() {
         let Some(long) = arg.get_long().filter(|long| *long != "help") else {
             continue;
@@ -313,4 +315,50 @@ fn what_other_nodes_need_has_defaults() {
     );
     assert_eq!(config.per_cluster_ready_timeout.as_secs(), 15);
     assert_eq!(config.global_ready_timeout.as_secs(), 600);
+}
+
+#[test]
+fn sizes_of_maps_have_bounds_that_the_refusal_names() {
+    let with = |flag: &str| load(&[&MINIMAL[..], &[flag]].concat());
+    let sizes = with("--bpf-ct-max=1024").unwrap().datapath.sizes;
+    assert_eq!(sizes.conntrack, 1024);
+    assert_eq!(sizes.policy, MapSizes::default().policy);
+    for key in [
+        "bpf-ct-max",
+        "bpf-policy-map-max",
+        "bpf-ipcache-max",
+        "bpf-fragments-max",
+    ] {
+        for value in ["1023", "16777217", "-1", "many"] {
+            let problems = with(&format!("--{key}={value}")).unwrap_err();
+            let expected = format!("{value:?}: must be a number from 1024 to 16777216");
+            assert_eq!(problems, [(key.to_owned(), expected)]);
+        }
+    }
+}
+
+#[test]
+fn the_datapath_flags_are_words() {
+    let with = |flag: &str| load(&[&MINIMAL[..], &[flag]].concat());
+    let datapath = |flag| with(flag).unwrap().datapath;
+    assert_eq!(
+        datapath("--attach-mode=clsact").attach_mode,
+        AttachMode::Clsact
+    );
+    assert!(datapath("--allow-localhost=always").allow_localhost);
+    assert!(!datapath("--allow-localhost=policy").allow_localhost);
+    assert!(datapath("--policy-audit-mode").audit);
+    assert_eq!(
+        datapath("--managed-bridges=br0,br1").managed_bridges,
+        ["br0", "br1"]
+    );
+    for flag in [
+        "--attach-mode=xdp",
+        "--allow-localhost=never",
+        "--managed-bridges=a/b",
+    ] {
+        let problems = with(flag).unwrap_err();
+        let key = flag.trim_start_matches("--").split('=').next().unwrap();
+        assert_eq!((problems.len(), problems[0].0.as_str()), (1, key));
+    }
 }

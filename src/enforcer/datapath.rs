@@ -28,16 +28,41 @@ pub enum Error {
         source: io::Error,
     },
     /// A pinned map is not the one that the programs expect.
-    #[error("reuse map {map}: {what} is {found}, expected {expected}")]
+    #[error(
+        "reuse map {map}: {what} is {found}, expected {expected}; it was made by another program: \
+         tombolo cleanup removes it, and ends enforcement until the agent is back"
+    )]
     Schema {
         /// Which.
         map: &'static str,
-        /// Type, key, value or size.
+        /// Type, key or value.
         what: &'static str,
         /// What the pin has.
-        found: String,
+        found: u64,
         /// What the program has.
-        expected: String,
+        expected: u32,
+    },
+    /// A map holds more than its new size.
+    #[error("shrink map {map}: it holds {entries} entries, more than {flag} {max}; raise it")]
+    Shrink {
+        /// Which.
+        map: &'static str,
+        /// What it holds.
+        entries: usize,
+        /// Its new size.
+        max: u32,
+        /// What sizes it.
+        flag: &'static str,
+    },
+    /// TCX was asked for.
+    #[error("attach by TCX: this kernel has none (Linux 6.6); use --attach-mode=clsact")]
+    NoTcx,
+    /// The network interfaces could not be listed.
+    #[error("list interfaces")]
+    Interfaces {
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The object was refused.
     #[error("load programs")]

@@ -6,7 +6,6 @@ use std::{
     ffi::CString,
     io,
     os::fd::{AsRawFd, RawFd},
-    path::PathBuf,
 };
 
 use aya::{
@@ -27,11 +26,16 @@ use crate::{
 #[cfg(feature = "testing")]
 pub mod test_run;
 
+mod batch;
 mod links;
 mod load;
+pub mod migrate;
 mod pins;
+mod tc;
+mod usage;
 
-pub use self::{load::AVAILABLE, pins::SCHEMA};
+use self::{links::Links, usage::Usage};
+pub use self::{links::Mode, load::AVAILABLE, pins::SCHEMA, usage::MapUse};
 
 // SAFETY: repr(C), no padding (sizes asserted in abi), any bit pattern is valid.
 #[expect(unsafe_code, reason = "map values are read and written as bytes")]
@@ -55,7 +59,7 @@ unsafe impl aya::Pod for abi::Metrics {}
 /// The loaded programs and their maps.
 pub struct Kernel {
     ebpf: Ebpf,
-    links: PathBuf,
+    links: Links,
     ipcache_exact: HashMap<MapData, abi::Address, abi::IpcacheValue>,
     ipcache_lpm: LpmTrie<MapData, abi::Address, abi::IpcacheValue>,
     endpoints: HashMap<MapData, u32, abi::Endpoint>,
@@ -91,7 +95,7 @@ impl Datapath for Kernel {
             .get(&0, 0)
             .map_err(map_error("config", "read"))?
             .epoch;
-        observed.links = self.take_over_all()?;
+        observed.links = self.links.take_over_all(&mut self.ebpf)?;
         Ok(observed)
     }
 
@@ -155,11 +159,11 @@ impl Datapath for Kernel {
     }
 
     fn attach(&mut self, ifindex: u32, name: &str) -> Result<(), Error> {
-        self.attach_both(ifindex, name)
+        self.links.attach(&mut self.ebpf, ifindex, name)
     }
 
     fn detach(&mut self, ifindex: u32) -> Result<(), Error> {
-        self.detach_both(ifindex)
+        self.links.detach(ifindex)
     }
 }
 
@@ -195,12 +199,29 @@ impl AsRawFd for Events {
     }
 }
 
-/// The packet counters; reading them costs one system call per row.
+/// The packet counters, and how full the maps are; reading the counters costs one system call per
+/// row.
 pub struct Counters {
     metrics: PerCpuArray<MapData, abi::Metrics>,
+    usage: Usage,
 }
 
 impl Counters {
+    const fn new(metrics: PerCpuArray<MapData, abi::Metrics>, maps: Vec<batch::RawMap>) -> Self {
+        Self {
+            metrics,
+            usage: Usage::new(maps),
+        }
+    }
+
+    /// How full the maps are, as of the last seconds.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub fn usage(&self) -> Result<Vec<MapUse>, Error> {
+        self.usage.read()
+    }
+
     /// All rows, summed over the CPUs, ingress before egress for each reason.
     ///
     /// # Errors

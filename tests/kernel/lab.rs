@@ -10,10 +10,14 @@ use std::{
 };
 
 use anyhow::ensure;
-use tombolo::test_support::{
-    self,
-    lab::{Host, Lab, Namespace},
-    process,
+use tombolo::{
+    config::AttachMode,
+    enforcer::Options,
+    test_support::{
+        self,
+        lab::{Host, Lab, Namespace},
+        process,
+    },
 };
 
 use crate::cluster;
@@ -79,6 +83,35 @@ fn pod_keeper(lab: &mut Lab, host: &Host, name: &str, address: &str) -> String {
         namespace.shell(&script).unwrap();
     }
     pod.namespace.pid().to_string()
+}
+
+/// How programs are attached in this run of the tier: `TOMBOLO_ATTACH_MODE`, else as the agent
+/// chooses.
+pub(crate) fn attach_mode() -> AttachMode {
+    match std::env::var("TOMBOLO_ATTACH_MODE").as_deref() {
+        Ok("clsact") => AttachMode::Clsact,
+        Ok("tcx") => AttachMode::Tcx,
+        Ok("auto") | Err(_) => AttachMode::Auto,
+        Ok(other) => panic!("TOMBOLO_ATTACH_MODE={other}"),
+    }
+}
+
+/// An enforcer's options, with this run's attach mode.
+pub(crate) fn options() -> Options {
+    Options {
+        attach_mode: attach_mode(),
+        ..Options::default()
+    }
+}
+
+/// What is recorded as attached, `<ifindex>-<direction>`, in both modes.
+pub(crate) fn attached() -> Vec<String> {
+    let list = |directory: &str| {
+        let entries = std::fs::read_dir(format!("/sys/fs/bpf/tombolo/v2/{directory}"));
+        let names = entries.unwrap().map(|e| e.unwrap().file_name());
+        names.map(|n| n.to_string_lossy().into_owned())
+    };
+    list("links").chain(list("filters")).collect()
 }
 
 /// Runs a shell line.

@@ -6,6 +6,7 @@ use std::{io, path::Path, time::Duration};
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 
 use super::{Error, Kernel, load::classifier};
+use crate::enforcer::Options;
 
 #[cfg(feature = "ebpf")]
 const EMPTY: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(
@@ -55,7 +56,11 @@ impl Programs {
     /// # Errors
     /// As [`Kernel::open`], or if the empty program is refused.
     pub fn open(bpf_root: &Path) -> Result<Self, Error> {
-        let (kernel, _, _) = Kernel::open(bpf_root)?;
+        let options = Options {
+            bpf_root: bpf_root.to_owned(),
+            ..Options::default()
+        };
+        let (kernel, _, _) = Kernel::open(&options)?;
         let mut empty = EbpfLoader::new()
             .load(EMPTY.ok_or(Error::NotBuilt)?)
             .map_err(|error| Error::Load {
