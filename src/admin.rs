@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    enforcer::{self, DropEvent},
+    enforcer::{self, Event},
     lifecycle::{Readiness, Tasks},
     mesh::View,
     peer::PeerStatus,
@@ -54,7 +54,7 @@ pub struct State {
     /// The workloads of this node; any order.
     pub endpoints: watch::Receiver<Vec<Arc<LocalEndpoint>>>,
     /// Packets that the datapath dropped. Its capacity is what a slow reader may lag.
-    pub drops: broadcast::Sender<DropEvent>,
+    pub drops: broadcast::Sender<Event>,
     /// What is not ready yet.
     pub readiness: Readiness,
     /// Why this cluster's own agents should not read the cache yet.

@@ -563,12 +563,19 @@ fn drop_counts(handle: &enforcer::Handle) -> Vec<admin::metrics::DropCount> {
         tracing::warn!(%error, "The datapath's counters could not be read");
         enforcer::Counts::default()
     });
-    let drops = counts.drops.into_iter();
+    let mut drops: Vec<admin::metrics::DropCount> = Vec::new();
+    for count in counts.drops {
+        let same = |d: &&mut admin::metrics::DropCount| {
+            (d.reason, d.direction) == (count.reason, count.direction)
+        };
+        match drops.iter_mut().find(same) {
+            Some(sum) => sum.packets += count.packets,
+            None => drops.push(admin::metrics::DropCount {
+                reason: count.reason,
+                direction: count.direction,
+                packets: count.packets,
+            }),
+        }
+    }
     drops
-        .map(|c| admin::metrics::DropCount {
-            reason: c.reason,
-            direction: c.direction,
-            packets: c.packets,
-        })
-        .collect()
 }

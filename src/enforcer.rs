@@ -6,13 +6,14 @@
 //! Protocol: [`open`] reads what the kernel holds and gives back an [`Enforcer`] to run and a
 //! [`Handle`] to talk to it. Changes come in over a bounded channel: full means wait.
 //! Absent on purpose: policy decisions (`policy`), who owns an address (`mesh`).
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     datapath::Error,
+    events::Event,
     kernel::MapUse,
     reconcile::{Change, Status},
 };
@@ -25,46 +26,14 @@ use crate::{
     config::{AttachMode, MapSizes},
     limits,
     policy::Direction,
-    types::{EndpointId, IdentityId, MaxClusters},
+    types::{EndpointId, IdentityId, IpPrefix, MaxClusters},
 };
 
 pub mod abi;
 pub mod datapath;
+pub mod events;
 pub mod kernel;
 pub mod reconcile;
-
-/// One packet that the datapath dropped, decoded from the ring buffer.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct DropEvent {
-    /// Unix time in nanoseconds.
-    pub time_ns: u64,
-    /// The kernel's flow hash.
-    pub flow: u32,
-    /// Cilium's words: `Policy denied`, `Invalid source ip`, …
-    pub reason: &'static str,
-    /// Seen from the endpoint.
-    pub direction: Direction,
-    /// The local endpoint whose interface the packet was on.
-    pub endpoint: EndpointId,
-    /// That interface.
-    pub ifindex: u32,
-    /// Identity of the sender.
-    pub source_identity: IdentityId,
-    /// Identity of the receiver.
-    pub destination_identity: IdentityId,
-    /// Sender's address.
-    pub source: IpAddr,
-    /// Receiver's address.
-    pub destination: IpAddr,
-    /// Host byte order; 0 without ports.
-    pub source_port: u16,
-    /// Host byte order; 0 without ports.
-    pub destination_port: u16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// TCP flags byte; 0 for other protocols.
-    pub tcp_flags: u8,
-}
 
 /// What [`open`] needs to know.
 #[derive(Debug, Clone)]
@@ -104,19 +73,21 @@ pub struct Handle {
     pub changes: mpsc::Sender<Change>,
     /// Newest status.
     pub status: watch::Receiver<Status>,
-    /// Drop events; subscribe to it. A slow subscriber loses the oldest.
-    pub events: broadcast::Sender<DropEvent>,
+    /// What the programs report; subscribe to it. A slow subscriber loses the oldest.
+    pub events: broadcast::Sender<Event>,
     counters: Option<Arc<Counters>>,
 }
 
-/// A counter of packets, by reason and direction.
+/// A counter of packets, by endpoint, reason and direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Count {
-    /// Cilium's words, as in [`DropEvent::reason`].
+    /// The endpoint; `None` for interfaces without one, and for all that are gone.
+    pub endpoint: Option<EndpointId>,
+    /// Cilium's words, as in [`Event::reason`].
     pub reason: &'static str,
     /// Seen from the endpoint.
     pub direction: Direction,
-    /// Packets since the maps were made.
+    /// Packets since the maps were made, or the endpoint.
     pub packets: u64,
     /// Bytes of them.
     pub bytes: u64,
@@ -127,12 +98,54 @@ pub struct Count {
 pub struct Counts {
     /// Dropped packets; reasons never seen are left out.
     pub drops: Vec<Count>,
+    /// Packets that policy would have dropped, but for audit mode.
+    pub audited: Vec<Count>,
+    /// Packets let through, by endpoint.
+    pub passed: Vec<Count>,
     /// Packets let through, ingress and egress.
     pub forwarded: [(u64, u64); 2],
-    /// Drop events held back by the rate limit per source.
+    /// Flows that found no room in the conntrack: each of their packets is judged.
+    pub untracked: u64,
+    /// Events held back by the rate limit per source.
     pub events_suppressed: u64,
-    /// Drop events that found the ring full.
+    /// Events that found the ring full.
     pub events_lost: u64,
+}
+
+impl Counts {
+    fn add(&mut self, endpoint: Option<EndpointId>, row: &abi::CounterRow) {
+        for (column, counted) in row.0.iter().enumerate() {
+            let (reason, direction) = (column / 2, column % 2);
+            if counted.packets == 0 {
+                continue;
+            }
+            let count = Count {
+                endpoint,
+                reason: abi::reason(u8::try_from(reason).unwrap_or(u8::MAX)),
+                direction: abi::direction(u8::try_from(direction).unwrap_or(0)),
+                packets: counted.packets,
+                bytes: counted.bytes,
+            };
+            match reason {
+                abi::FORWARDED => {
+                    self.forwarded[direction].0 += counted.packets;
+                    self.forwarded[direction].1 += counted.bytes;
+                    self.passed.push(Count {
+                        reason: "",
+                        ..count
+                    });
+                }
+                abi::AUDITED => self.audited.push(Count {
+                    reason: "",
+                    ..count
+                }),
+                abi::UNTRACKED => self.untracked += counted.packets,
+                abi::SUPPRESSED => self.events_suppressed += counted.packets,
+                abi::LOST => self.events_lost += counted.packets,
+                _ => self.drops.push(count),
+            }
+        }
+    }
 }
 
 impl Handle {
@@ -147,41 +160,29 @@ impl Handle {
         }
     }
 
-    /// Reads the programs' counters: 32 system calls.
+    /// Reads the programs' counters: a system call per endpoint.
     ///
     /// # Errors
-    /// If the map cannot be read.
+    /// If the maps cannot be read.
     pub fn counts(&self) -> Result<Counts, Error> {
-        let Some(counters) = &self.counters else {
-            return Ok(Counts::default());
-        };
-        let rows = counters.rows()?;
-        let packets = |reason: usize| {
-            rows.iter()
-                .skip(reason * 2)
-                .take(2)
-                .map(|row| row.packets)
-                .sum::<u64>()
-        };
-        let mut counts = Counts {
-            events_suppressed: packets(abi::SUPPRESSED),
-            events_lost: packets(abi::LOST),
-            ..Counts::default()
-        };
-        for (row, value) in rows.iter().enumerate().take(abi::SUPPRESSED * 2) {
-            let (reason, direction) = (row / 2, row % 2);
-            if reason == abi::FORWARDED {
-                counts.forwarded[direction] = (value.packets, value.bytes);
-            } else if value.packets > 0 {
-                counts.drops.push(Count {
-                    reason: abi::reason(u8::try_from(reason).unwrap_or(u8::MAX)),
-                    direction: abi::direction(u8::try_from(direction).unwrap_or(0)),
-                    packets: value.packets,
-                    bytes: value.bytes,
-                });
+        let mut counts = Counts::default();
+        if let Some(counters) = &self.counters {
+            for (endpoint, row) in counters.rows()? {
+                counts.add(endpoint, &row);
             }
         }
         Ok(counts)
+    }
+
+    /// How often each rule decided, by its number: a system call per rule.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn rule_hits(&self) -> Result<Vec<(u32, u64)>, Error> {
+        match &self.counters {
+            Some(counters) => counters.rule_hits(),
+            None => Ok(Vec::new()),
+        }
     }
 }
 
@@ -191,7 +192,7 @@ pub struct Enforcer {
     inbox: mpsc::Receiver<Change>,
     status: watch::Sender<Status>,
     source: Option<Events>,
-    events: broadcast::Sender<DropEvent>,
+    events: broadcast::Sender<Event>,
 }
 
 impl std::fmt::Debug for Enforcer {
@@ -213,7 +214,7 @@ pub fn open(options: &Options) -> Result<(Enforcer, Handle), Error> {
     } else {
         (Box::new(Memory::default()), None, None)
     };
-    let mut reconciler = Reconciler::open(datapath, options.max_clusters)?;
+    let mut reconciler = Reconciler::open(datapath, options)?;
     reconciler.apply([]);
     let (changes, inbox) = mpsc::channel(limits::ENFORCER_INBOX_MAX);
     let (status, status_receiver) = watch::channel(reconciler.status().clone());
@@ -237,6 +238,13 @@ pub fn open(options: &Options) -> Result<(Enforcer, Handle), Error> {
 }
 
 impl Enforcer {
+    /// Identities of prefixes that a former process left in the kernel: what a new policy engine
+    /// goes on with.
+    #[must_use]
+    pub fn cidrs(&self) -> Vec<(IpPrefix, IdentityId)> {
+        self.reconciler.cidrs()
+    }
+
     /// Runs two threads, one that writes maps and one that reads events, until `cancel` or until
     /// all [`Handle`]s are gone. Dropping the future leaves the threads to `cancel`.
     ///
@@ -348,7 +356,7 @@ fn next_retry(retry: Duration, owes: bool) -> Duration {
 
 async fn event_loop(
     source: Events,
-    events: broadcast::Sender<DropEvent>,
+    subscribers: broadcast::Sender<Event>,
     cancel: CancellationToken,
 ) -> Result<(), Error> {
     let fail = |source| Error::Map {
@@ -360,9 +368,9 @@ async fn event_loop(
     loop {
         let boot = kernel::boot_unix_ns();
         source.get_mut().drain(|bytes| {
-            if let Some(event) = abi::event(bytes, boot) {
+            if let Some(event) = events::decode(bytes, boot) {
                 // Nobody watching is fine: the counters have it.
-                drop(events.send(event));
+                drop(subscribers.send(event));
             }
         });
         tokio::select! {

@@ -329,6 +329,17 @@ pub const ENFORCER_BATCH_MAX: usize = 4_096;
 pub const ENFORCER_RETRY_MIN: Duration = Duration::from_millis(250);
 /// Longest such pause.
 pub const ENFORCER_RETRY_MAX: Duration = Duration::from_secs(10);
+/// How long a TCP flow may be silent that nobody answered yet; Linux gives up its SYN after two
+/// minutes, and each retransmission counts. The numbers of flows are written in `bpf/include/abi.h`.
+pub const FLOW_TCP_OPENING: Duration = Duration::from_secs(60);
+/// How long an answered TCP flow may be silent: three keep-alive intervals of Linux (two hours).
+pub const FLOW_TCP_ESTABLISHED: Duration = Duration::from_secs(6 * 3600);
+/// How long a TCP flow is kept that both sides closed: for the last retransmissions.
+pub const FLOW_TCP_CLOSING: Duration = Duration::from_secs(10);
+/// How long an echo may be without the next request or reply.
+pub const FLOW_ICMP: Duration = Duration::from_secs(30);
+/// How long a flow of UDP, SCTP and all else may be silent; resolvers ask again much sooner.
+pub const FLOW_OTHER: Duration = Duration::from_secs(60);
 /// How often deleted interfaces are looked for when nobody says that they changed.
 pub const INTERFACE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Fewest and most entries of a map that may be configured: below, a single busy pod would push its

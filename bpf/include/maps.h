@@ -15,7 +15,7 @@ struct {
         __uint(pinning, LIBBPF_PIN_BY_NAME);
 } ipcache_exact SEC(".maps");
 
-/* Known CIDRs, asked only where the exact map knows nothing. Linux 4.11. */
+/* Prefixes of the mesh, asked only where the exact map knows nothing. Linux 4.11. */
 struct {
         __uint(type, BPF_MAP_TYPE_LPM_TRIE);
         __uint(map_flags, BPF_F_NO_PREALLOC);
@@ -24,6 +24,16 @@ struct {
         __type(value, struct tb_ipcache_value);
         __uint(pinning, LIBBPF_PIN_BY_NAME);
 } ipcache_lpm SEC(".maps");
+
+/* Prefixes that policies name, asked only where the mesh knows nothing. Written by user space. */
+struct {
+        __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __uint(max_entries, 65536);
+        __type(key, struct tb_lpm_key);
+        __type(value, struct tb_cidr_value);
+        __uint(pinning, LIBBPF_PIN_BY_NAME);
+} cidr SEC(".maps");
 
 /* Interface index to the endpoint behind it. Written by user space. */
 struct {
@@ -34,7 +44,7 @@ struct {
         __uint(pinning, LIBBPF_PIN_BY_NAME);
 } endpoints SEC(".maps");
 
-/* Verdicts; zero in identity, dport and proto means any. Written by user space. */
+/* Votes; identity zero means any, protocol zero all. Written by user space. */
 struct {
         __uint(type, BPF_MAP_TYPE_HASH);
         __uint(map_flags, BPF_F_NO_PREALLOC);
@@ -44,16 +54,44 @@ struct {
         __uint(pinning, LIBBPF_PIN_BY_NAME);
 } policy SEC(".maps");
 
-/* Flows as their first packet had it. Written by the programs. */
+/* Flows over IPv4: one entry for both ways. Written by the programs. */
 struct {
         __uint(type, BPF_MAP_TYPE_LRU_HASH);
         __uint(max_entries, 262144);
-        __type(key, struct tb_conntrack_key);
-        __type(value, struct tb_conntrack_value);
+        __type(key, struct tb_flow_v4_key);
+        __type(value, struct tb_flow);
         __uint(pinning, LIBBPF_PIN_BY_NAME);
-} conntrack SEC(".maps");
+} conntrack_v4 SEC(".maps");
 
-/* One row: the epoch. Written by user space. */
+/* Flows over IPv6. */
+struct {
+        __uint(type, BPF_MAP_TYPE_LRU_HASH);
+        __uint(max_entries, 131072);
+        __type(key, struct tb_flow_v6_key);
+        __type(value, struct tb_flow);
+        __uint(pinning, LIBBPF_PIN_BY_NAME);
+} conntrack_v6 SEC(".maps");
+
+/* Who opens the flows of a port. Written by the programs, cleared by user space. */
+struct {
+        __uint(type, BPF_MAP_TYPE_HASH);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __uint(max_entries, 65536);
+        __type(key, struct tb_roles_key);
+        __type(value, struct tb_roles);
+        __uint(pinning, LIBBPF_PIN_BY_NAME);
+} port_roles SEC(".maps");
+
+/* Ports of datagrams whose first fragment was seen. Written by the programs. */
+struct {
+        __uint(type, BPF_MAP_TYPE_LRU_HASH);
+        __uint(max_entries, 8192);
+        __type(key, struct tb_fragment_key);
+        __type(value, struct tb_fragment);
+        __uint(pinning, LIBBPF_PIN_BY_NAME);
+} fragments SEC(".maps");
+
+/* One row: epoch and flags. Written by user space. */
 struct {
         __uint(type, BPF_MAP_TYPE_ARRAY);
         __uint(max_entries, 1);
@@ -62,21 +100,31 @@ struct {
         __uint(pinning, LIBBPF_PIN_BY_NAME);
 } config SEC(".maps");
 
-/* struct tb_event per drop. Read by user space. Linux 5.8. */
+/* struct tb_event each. Read by user space. Linux 5.8. */
 struct {
         __uint(type, BPF_MAP_TYPE_RINGBUF);
         __uint(max_entries, 1048576);
         __uint(pinning, LIBBPF_PIN_BY_NAME);
 } events SEC(".maps");
 
-/* Row reason * 2 + direction. Read by user space. */
+/* Row: the endpoint's slot. Read by user space, which zeroes a row before it gives it out. */
 struct {
         __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-        __uint(max_entries, TB_REASONS * 2);
+        __uint(max_entries, 4098);
         __type(key, __u32);
-        __type(value, struct tb_metrics_value);
+        __type(value, struct tb_counters);
         __uint(pinning, LIBBPF_PIN_BY_NAME);
-} metrics SEC(".maps");
+} counters SEC(".maps");
+
+/* Verdicts by the number of the rule that decided. Written by the programs. */
+struct {
+        __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __uint(max_entries, 65536);
+        __type(key, __u32);
+        __type(value, __u64);
+        __uint(pinning, LIBBPF_PIN_BY_NAME);
+} rule_hits SEC(".maps");
 
 /* Event tokens per source address. Written by the programs. */
 struct {

@@ -14,35 +14,39 @@ static __always_inline bool is_own(const struct tb_endpoint *endpoint, const str
         return false;
 }
 
-/* May the container send with this source, and say this about its neighbours? */
+/* May the container say this about its neighbours? It is no router. */
+static __always_inline bool
+discovery_valid(struct __sk_buff *skb, const struct tb_endpoint *endpoint, const struct packet *p)
+{
+        struct tb_address target __attribute__((aligned(8)));
+
+        if (p->detail == ND_NEIGHBOUR_ADVERT) {
+                if (bpf_skb_load_bytes(skb, p->l4_offset + 8, &target, sizeof(target)))
+                        return false;
+                return is_own(endpoint, &target) || is_link_local(&target);
+        }
+        return p->detail <= ND_ROUTER_SOLICIT || p->detail == ND_NEIGHBOUR_SOLICIT ||
+               p->detail == MLD2_REPORT;
+}
+
+/* May the container send with this source? */
 static __always_inline bool source_valid(struct __sk_buff *skb, const struct tb_endpoint *endpoint,
                                          const struct packet *p)
 {
-        bool discovery = is_neighbour_discovery(p);
+        const struct tb_address *source = &p->tuple.local;
 
-        if (!p->v6)
-                return is_own(endpoint, &p->src);
-        if (is_v4_mapped(&p->src))
+        if (!p->tuple.v6)
+                return is_own(endpoint, source);
+        if (is_v4_mapped(source))
                 return false;
-        /* A container is no router: neither advertisements nor redirects. */
-        if (discovery && p->icmp_type > ND_ROUTER_SOLICIT && p->icmp_type <= ND_LAST &&
-            p->icmp_type != ND_NEIGHBOUR_SOLICIT && p->icmp_type != ND_NEIGHBOUR_ADVERT)
-                return false;
-        if (discovery && p->icmp_type == ND_NEIGHBOUR_ADVERT) {
-                struct tb_address target __attribute__((aligned(8)));
-
-                if (bpf_skb_load_bytes(skb, p->l4_offset + 8, &target, sizeof(target)))
-                        return false;
-                if (!is_own(endpoint, &target) && !is_link_local(&target))
-                        return false;
-        }
-        if (is_own(endpoint, &p->src))
-                return true;
-        return discovery && (is_link_local(&p->src) || is_unspecified(&p->src));
+        if (!is_neighbour_discovery(p))
+                return is_own(endpoint, source);
+        return discovery_valid(skb, endpoint, p) &&
+               (is_own(endpoint, source) || is_link_local(source) || is_unspecified(source));
 }
 
 static __always_inline bool arp_valid(struct __sk_buff *skb, const struct tb_endpoint *endpoint,
-                                      struct packet *p)
+                                      struct tuple *tuple)
 {
         /* sender IP at 14, target IP at 24 of an Ethernet/IPv4 ARP packet */
         __u32 sender_be, target_be;
@@ -50,10 +54,10 @@ static __always_inline bool arp_valid(struct __sk_buff *skb, const struct tb_end
         if (bpf_skb_load_bytes(skb, ETH_HLEN + 14, &sender_be, 4) ||
             bpf_skb_load_bytes(skb, ETH_HLEN + 24, &target_be, 4))
                 return false;
-        address_from_v4(&p->src, sender_be);
-        address_from_v4(&p->dst, target_be);
+        address_from_v4(&tuple->local, sender_be);
+        address_from_v4(&tuple->remote, target_be);
         /* 0.0.0.0 asks whether an address is free (RFC 5227). */
-        return !sender_be || is_own(endpoint, &p->src);
+        return !sender_be || is_own(endpoint, &tuple->local);
 }
 
 #endif

@@ -244,7 +244,7 @@ fn enforce(bpffs: &Path, addresses: u32) -> Result<(Reconciler<Kernel>, u32)> {
     };
     let (kernel, _, _) = Kernel::open(&options)?;
     let ifindex = kernel.ifindex(INTERFACE).context("find the veth")?;
-    let mut reconciler = Reconciler::open(kernel, max)?;
+    let mut reconciler = Reconciler::open(kernel, &options)?;
     reconciler.apply(changes(addresses, max)?);
     let status = reconciler.status();
     let all = usize::try_from(addresses)?;

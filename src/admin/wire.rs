@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    enforcer::{self, DropEvent},
+    enforcer::{self, Event},
     peer::Layer,
     policy::Direction,
     tls::inspect::Certificate,
@@ -280,12 +280,9 @@ pub enum MonitorLine {
     },
 }
 
-/// A dropped packet; the fields are those of [`DropEvent`].
+/// A dropped packet; the fields are those of [`Event`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(
-    missing_docs,
-    reason = "documented at DropEvent, which can't be read back"
-)]
+#[expect(missing_docs, reason = "documented at Event, which can't be read back")]
 pub struct Drop {
     pub time_ns: u64,
     pub flow: u32,
@@ -303,8 +300,8 @@ pub struct Drop {
     pub tcp_flags: u8,
 }
 
-impl From<&DropEvent> for Drop {
-    fn from(event: &DropEvent) -> Self {
+impl From<&Event> for Drop {
+    fn from(event: &Event) -> Self {
         Self {
             time_ns: event.time_ns,
             flow: event.flow,

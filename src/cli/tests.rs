@@ -12,7 +12,7 @@ use tokio::sync::{broadcast, watch};
 use super::*;
 use crate::{
     admin::{self, Listen, State, metrics::DropCount},
-    enforcer::{self, DropEvent},
+    enforcer::{self, Event},
     keyspace::Kind,
     lifecycle::{Readiness, ReadyToken, Tasks},
     mesh::{IdentityView, IpTarget, NodeView, Offender, View},
@@ -36,7 +36,7 @@ struct Agent {
     tasks: Tasks,
     dir: tempfile::TempDir,
     bound: admin::Bound,
-    drops: broadcast::Sender<DropEvent>,
+    drops: broadcast::Sender<Event>,
     peers: Peers,
     registry: prometheus::Registry,
     pending: Option<ReadyToken>,
@@ -183,8 +183,11 @@ fn endpoint() -> LocalEndpoint {
     }
 }
 
-fn drop_event() -> DropEvent {
-    DropEvent {
+fn drop_event() -> Event {
+    Event {
+        kind: enforcer::events::Kind::Drop,
+        action: enforcer::events::Action::Deny,
+        rule: 0,
         time_ns: 1,
         flow: 0x28c6_44b8,
         reason: "Policy denied",
@@ -199,6 +202,8 @@ fn drop_event() -> DropEvent {
         destination_port: 6379,
         protocol: 6,
         tcp_flags: 2,
+        icmp_type: 0,
+        bytes: 74,
     }
 }
 
@@ -410,13 +415,13 @@ ENDPOINT   IDENTITY   POD                    LABELS (source:key[=value])        
 
 #[test]
 fn drops_are_printed_in_the_guides_shape() {
-    let line = |event: DropEvent| print::monitor_line(&wire::MonitorLine::Drop((&event).into()));
+    let line = |event: Event| print::monitor_line(&wire::MonitorLine::Drop((&event).into()));
     assert_eq!(
         line(drop_event()),
         "xx drop (Policy denied) flow 0x28c644b8 to endpoint 3833, ifindex 5, \
          identity 38354->6587186: 10.1.0.3:42728 -> 10.1.0.2:6379 tcp SYN"
     );
-    let egress = DropEvent {
+    let egress = Event {
         reason: "Invalid source ip",
         direction: Direction::Egress,
         source: "fd00::1".parse().unwrap(),
@@ -431,7 +436,7 @@ fn drops_are_printed_in_the_guides_shape() {
          identity 38354->6587186: fd00::1 -> 10.1.0.2 icmpv6"
     );
     assert!(
-        line(DropEvent {
+        line(Event {
             tcp_flags: 0x12,
             ..drop_event()
         })

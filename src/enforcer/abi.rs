@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    policy::{Direction, PolicyEntry, PolicyKey, Votes},
+    policy::{Direction, EndpointMode, PolicyEntry, PolicyKey, Votes},
     types::{EndpointId, IdentityId, IpPrefix, LocalEndpoint},
 };
 
@@ -15,19 +15,45 @@ use crate::{
 pub const ADDRESSES_MAX: usize = 4;
 /// Endpoint flag: what no policy allows towards it is dropped.
 pub const DENY_INGRESS: u32 = 1;
-/// Endpoint flag: what no policy allows away from it is dropped. Kept, not judged yet.
+/// Endpoint flag: what no policy allows away from it is dropped.
 pub const DENY_EGRESS: u32 = 2;
-/// Rows of the metrics map per direction.
+/// Endpoint flag: [`DENY_INGRESS`], if the policies that are only audited counted.
+pub const AUDIT_DENY_INGRESS: u32 = 4;
+/// Endpoint flag: [`DENY_EGRESS`], if the policies that are only audited counted.
+pub const AUDIT_DENY_EGRESS: u32 = 8;
+/// Endpoint flag: what policy would drop is reported and passes.
+pub const AUDIT: u32 = 16;
+/// Config flag: [`AUDIT`] for all endpoints.
+pub const CONFIG_AUDIT: u32 = 1;
+/// Config flag: identity 1 passes ingress policy.
+pub const CONFIG_ALLOW_LOCALHOST: u32 = 2;
+/// Config flag: flows that policy allows are reported.
+pub const CONFIG_REPORT_VERDICTS: u32 = 4;
+/// Config flag: new flows are reported.
+pub const CONFIG_REPORT_TRACES: u32 = 8;
+/// Level masks of an endpoint.
+pub const LEVELS: usize = 4;
+/// Reasons that are counted, per direction.
 pub const REASONS: usize = 16;
-/// Metrics row of packets that went through.
+/// Reason of packets that went through.
 pub const FORWARDED: usize = 0;
-/// Metrics row of drop events held back by the rate limit.
+/// From here on reasons are no drops. First: packets that passed in audit mode only.
+pub const AUDITED: usize = 12;
+/// Flows that found no room in the conntrack.
+pub const UNTRACKED: usize = 13;
+/// Events held back by the rate limit.
 pub const SUPPRESSED: usize = 14;
-/// Metrics row of drop events that found the ring full.
+/// Events that found the ring full.
 pub const LOST: usize = 15;
+/// Counter slot of packets on interfaces without endpoint.
+pub const SLOT_UNKNOWN: u32 = 0;
+/// Counter slot of endpoints that are gone.
+pub const SLOT_GONE: u32 = 1;
+/// First counter slot of endpoints.
+pub const SLOT_FIRST: u32 = 2;
 
-const ALLOW: u32 = 1;
-const DENY: u32 = 2;
+const EGRESS: u8 = 0x80;
+const ALL_PROTOCOLS: u32 = 17;
 
 /// An address as the maps hold it.
 pub type Address = [u8; 16];
@@ -77,6 +103,16 @@ pub fn prefix(bits: u32, addr: Address) -> Option<IpPrefix> {
     IpPrefix::new(addr, u8::try_from(bits).ok()?)
 }
 
+/// Value of the cidr map.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CidrValue {
+    /// An identity of this node.
+    pub identity: u32,
+    /// None yet.
+    pub flags: u32,
+}
+
 /// Value of the endpoints map; its key is the interface index.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,22 +121,28 @@ pub struct Endpoint {
     pub endpoint: u32,
     /// Its identity, for events.
     pub identity: u32,
-    /// `DENY_*`.
+    /// `DENY_*`, `AUDIT*`.
     pub flags: u32,
     /// How many of `addresses` count.
     pub address_count: u32,
+    /// Row of the counters.
+    pub slot: u32,
+    /// Bits of [`level`] that have entries, at [`level_index`].
+    pub levels: [u32; LEVELS],
+    /// Zero.
+    pub pad: u32,
     /// Own addresses.
     pub addresses: [Address; ADDRESSES_MAX],
 }
 
 impl Endpoint {
-    /// The first [`ADDRESSES_MAX`] addresses of `local`, with `flags`.
+    /// The first [`ADDRESSES_MAX`] addresses of `local`.
     #[must_use]
-    pub fn new(local: &LocalEndpoint, flags: u32) -> Self {
+    pub fn new(local: &LocalEndpoint, flags: u32, slot: u32, levels: [u32; LEVELS]) -> Self {
         let mut addresses = [[0; 16]; ADDRESSES_MAX];
         let mut address_count = 0;
-        for (slot, addr) in addresses.iter_mut().zip(&local.addresses) {
-            *slot = address(*addr);
+        for (place, addr) in addresses.iter_mut().zip(&local.addresses) {
+            *place = address(*addr);
             address_count += 1;
         }
         Self {
@@ -108,8 +150,43 @@ impl Endpoint {
             identity: local.identity.0,
             flags,
             address_count,
+            slot,
+            levels,
+            pad: 0,
             addresses,
         }
+    }
+}
+
+/// The flags of an endpoint that is judged so.
+#[must_use]
+pub fn mode_flags(mode: &EndpointMode) -> u32 {
+    [
+        (mode.default_deny.ingress, DENY_INGRESS),
+        (mode.default_deny.egress, DENY_EGRESS),
+        (mode.audit_default_deny.ingress, AUDIT_DENY_INGRESS),
+        (mode.audit_default_deny.egress, AUDIT_DENY_EGRESS),
+        (mode.audit, AUDIT),
+    ]
+    .into_iter()
+    .filter(|(on, _)| *on)
+    .fold(0, |flags, (_, flag)| flags | flag)
+}
+
+/// Which of an endpoint's level masks knows about `key`.
+#[must_use]
+pub fn level_index(key: &PolicyKey) -> usize {
+    usize::from(key.direction == Direction::Egress) * 2
+        + usize::from(key.identity == IdentityId::UNKNOWN)
+}
+
+/// The bit for `key` in that mask.
+#[must_use]
+pub fn level(key: &PolicyKey) -> u32 {
+    if key.protocol == 0 {
+        ALL_PROTOCOLS
+    } else {
+        u32::from(key.port_bits.min(16))
     }
 }
 
@@ -121,22 +198,26 @@ pub struct RawPolicyKey {
     pub endpoint: u32,
     /// Remote identity; 0 for any.
     pub identity: u32,
-    /// Destination port; 0 for any.
-    pub dport_be: [u8; 2],
-    /// IP protocol; 0 for any.
+    /// First destination port of the block.
+    pub port_be: [u8; 2],
+    /// IP protocol; 0 for all.
     pub proto: u8,
-    /// 0 ingress, 1 egress.
-    pub direction: u8,
+    /// 128 for egress, and how many leading bits of the port count.
+    pub level: u8,
 }
 
 impl From<PolicyKey> for RawPolicyKey {
     fn from(key: PolicyKey) -> Self {
+        let direction = match key.direction {
+            Direction::Ingress => 0,
+            Direction::Egress => EGRESS,
+        };
         Self {
             endpoint: key.endpoint.0,
             identity: key.identity.0,
-            dport_be: key.port.to_be_bytes(),
+            port_be: key.port.to_be_bytes(),
             proto: key.protocol,
-            direction: u8::from(key.direction == Direction::Egress),
+            level: direction | key.port_bits,
         }
     }
 }
@@ -146,10 +227,10 @@ impl From<RawPolicyKey> for PolicyKey {
         Self {
             endpoint: EndpointId(raw.endpoint),
             identity: IdentityId(raw.identity),
-            direction: direction(raw.direction),
+            direction: direction(raw.level & EGRESS),
             protocol: raw.proto,
-            port: u16::from_be_bytes(raw.dport_be),
-            port_bits: if raw.dport_be == [0; 2] { 0 } else { 16 },
+            port: u16::from_be_bytes(raw.port_be),
+            port_bits: raw.level & !EGRESS,
         }
     }
 }
@@ -158,8 +239,8 @@ impl From<RawPolicyKey> for PolicyKey {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RawPolicyValue {
-    /// 1 allow, 2 deny.
-    pub verdict: u32,
+    /// [`Votes::bits`].
+    pub votes: u32,
     /// Rule number.
     pub rule: u32,
 }
@@ -167,11 +248,7 @@ pub struct RawPolicyValue {
 impl From<PolicyEntry> for RawPolicyValue {
     fn from(entry: PolicyEntry) -> Self {
         Self {
-            verdict: if entry.votes.contains(Votes::DENY) {
-                DENY
-            } else {
-                ALLOW
-            },
+            votes: u32::from(entry.votes.bits()),
             rule: entry.rule,
         }
     }
@@ -180,11 +257,8 @@ impl From<PolicyEntry> for RawPolicyValue {
 impl From<RawPolicyValue> for PolicyEntry {
     fn from(raw: RawPolicyValue) -> Self {
         Self {
-            votes: if raw.verdict & DENY == 0 {
-                Votes::ALLOW
-            } else {
-                Votes::DENY
-            },
+            // The lowest byte has all that mean something.
+            votes: Votes::from_bits(raw.votes.to_le_bytes()[0]),
             rule: raw.rule,
         }
     }
@@ -192,32 +266,130 @@ impl From<RawPolicyValue> for PolicyEntry {
 
 /// The one row of the config map.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Config {
-    /// Verdicts of older epochs are judged again.
+    /// Verdicts of other epochs are judged again.
     pub epoch: u32,
-    /// Zero.
-    pub pad: u32,
+    /// `CONFIG_*`.
+    pub flags: u32,
 }
 
-/// Value of the metrics map, per CPU.
+/// Packets of one reason and direction.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Metrics {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
     /// Packets.
     pub packets: u64,
     /// Bytes, link header included.
     pub bytes: u64,
 }
 
-/// Sizes of the maps that only the programs touch, for the check of pins.
-pub const CONNTRACK_KEY_BYTES: u32 = 44;
-/// See [`CONNTRACK_KEY_BYTES`].
-pub const CONNTRACK_VALUE_BYTES: u32 = 16;
-/// See [`CONNTRACK_KEY_BYTES`].
+/// Value of the counters map, per CPU: ingress before egress for each reason.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CounterRow(pub [Count; REASONS * 2]);
+
+impl Default for CounterRow {
+    fn default() -> Self {
+        Self([Count::default(); REASONS * 2])
+    }
+}
+
+impl CounterRow {
+    /// Adds what `other` counted.
+    pub fn add(&mut self, other: &Self) {
+        for (own, more) in self.0.iter_mut().zip(&other.0) {
+            own.packets += more.packets;
+            own.bytes += more.bytes;
+        }
+    }
+}
+
+/// Key of `port_roles`: a block of 512 ports of an endpoint.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RolesKey {
+    /// [`EndpointId`].
+    pub endpoint: u32,
+    /// Port divided by 512.
+    pub block: u16,
+    /// IP protocol.
+    pub proto: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// Key of `conntrack_v4`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowV4Key {
+    /// [`EndpointId`].
+    pub endpoint: u32,
+    /// The other side.
+    pub remote_be: [u8; 4],
+    /// The endpoint's address.
+    pub local_be: [u8; 4],
+    /// The other side's port, or of an echo that the endpoint sent its ICMP type.
+    pub remote_port_be: [u8; 2],
+    /// The endpoint's port, or of an echo that it was sent its ICMP type.
+    pub local_port_be: [u8; 2],
+    /// IP protocol.
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// Key of `conntrack_v6`; fields as in [`FlowV4Key`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "documented at FlowV4Key")]
+pub struct FlowV6Key {
+    pub endpoint: u32,
+    pub remote: Address,
+    pub local: Address,
+    pub remote_port_be: [u8; 2],
+    pub local_port_be: [u8; 2],
+    pub proto: u8,
+    pub pad: [u8; 3],
+}
+
+/// Value of both conntrack maps.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// `CLOCK_MONOTONIC`; behind by a second at most while the flow goes on.
+    pub seen_ns: u64,
+    /// Counts only while it is the config's.
+    pub epoch: u32,
+    /// Of the verdict that let it in; 0 if no rule did.
+    pub rule: u32,
+    /// Identity of the other side, when it was judged.
+    pub identity: u32,
+    /// Who opened it: 0 the other side, 1 the endpoint.
+    pub direction: u8,
+    /// `FLOW_*`.
+    pub flags: u8,
+    /// Zero.
+    pub pad: u16,
+}
+
+/// Flow flag: the side that did not open it has answered.
+pub const FLOW_REPLIED: u8 = 1;
+/// Flow flag: its opener will send no more, or it was reset.
+pub const FLOW_OPENER_CLOSED: u8 = 2;
+/// Flow flag: the other side will send no more, or it was reset.
+pub const FLOW_ANSWERER_CLOSED: u8 = 4;
+/// Flow flag: policy does not let it on any more.
+pub const FLOW_DENIED: u8 = 8;
+
+/// Sizes of rows that only the programs touch, for the check of pins.
+pub const ROLES_VALUE_BYTES: u32 = 128;
+/// See [`ROLES_VALUE_BYTES`].
+pub const FRAGMENT_KEY_BYTES: u32 = 44;
+/// See [`ROLES_VALUE_BYTES`].
+pub const FRAGMENT_VALUE_BYTES: u32 = 16;
+/// See [`ROLES_VALUE_BYTES`].
 pub const RATE_VALUE_BYTES: u32 = 16;
-/// `struct tb_event`.
-pub const EVENT_BYTES: usize = 72;
 
 /// The direction's number as the programs write it.
 #[must_use]
@@ -237,54 +409,38 @@ pub const fn reason(raw: u8) -> &'static str {
         2 => "Invalid source ip",
         3 => "Unsupported L3 protocol",
         4 => "Invalid packet",
-        5 => "IP fragmentation not supported",
+        5 => "First logical datagram fragment not found",
         6 => "Unknown endpoint",
+        7 => "VLAN traffic disallowed by VLAN filter",
         _ => "Unknown reason",
     }
-}
-
-/// Decodes `struct tb_event`; `None` if it is shorter. `boot_unix_ns` is the Unix time of boot.
-#[must_use]
-pub fn event(bytes: &[u8], boot_unix_ns: u64) -> Option<super::DropEvent> {
-    let bytes: &[u8; EVENT_BYTES] = bytes.get(..EVENT_BYTES)?.try_into().ok()?;
-    let word =
-        |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let long = |at: usize| -> [u8; 16] { std::array::from_fn(|i| bytes[at + i]) };
-    let time: [u8; 8] = std::array::from_fn(|i| bytes[i]);
-    Some(super::DropEvent {
-        time_ns: boot_unix_ns.saturating_add(u64::from_ne_bytes(time)),
-        flow: word(8),
-        ifindex: word(12),
-        endpoint: EndpointId(word(16)),
-        source_identity: IdentityId(word(20)),
-        destination_identity: IdentityId(word(24)),
-        source: ip(long(32)),
-        destination: ip(long(48)),
-        source_port: u16::from_be_bytes([bytes[64], bytes[65]]),
-        destination_port: u16::from_be_bytes([bytes[66], bytes[67]]),
-        reason: reason(bytes[68]),
-        direction: direction(bytes[69]),
-        protocol: bytes[70],
-        tcp_flags: bytes[71],
-    })
 }
 
 const _: () = {
     assert!(size_of::<IpcacheValue>() == 8);
     assert!(offset_of!(IpcacheValue, cluster) == 4);
-    assert!(size_of::<Endpoint>() == 80);
-    assert!(offset_of!(Endpoint, addresses) == 16);
+    assert!(size_of::<CidrValue>() == 8);
+    assert!(size_of::<Endpoint>() == 104);
+    assert!(offset_of!(Endpoint, levels) == 20);
+    assert!(offset_of!(Endpoint, addresses) == 40);
     assert!(size_of::<RawPolicyKey>() == 12);
-    assert!(offset_of!(RawPolicyKey, dport_be) == 8);
-    assert!(offset_of!(RawPolicyKey, proto) == 10);
+    assert!(offset_of!(RawPolicyKey, port_be) == 8);
+    assert!(offset_of!(RawPolicyKey, level) == 11);
     assert!(size_of::<RawPolicyValue>() == 8);
     assert!(size_of::<Config>() == 8);
-    assert!(size_of::<Metrics>() == 16);
+    assert!(size_of::<CounterRow>() == 512);
+    assert!(size_of::<RolesKey>() == 8);
+    assert!(size_of::<FlowV4Key>() == 20);
+    assert!(size_of::<FlowV6Key>() == 44);
+    assert!(offset_of!(FlowV6Key, remote_port_be) == 36);
+    assert!(size_of::<Flow>() == 24);
+    assert!(offset_of!(Flow, direction) == 20);
 };
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits;
 
     #[test]
     fn prefixes_survive_the_trie_form() {
@@ -299,8 +455,74 @@ mod tests {
     }
 
     #[test]
-    fn truncated_events_are_refused() {
-        assert_eq!(event(&[0; EVENT_BYTES - 1], 0), None);
-        assert!(event(&[0; EVENT_BYTES], 0).is_some());
+    fn policy_keys_survive_the_raw_form() {
+        for (direction, port, port_bits) in [
+            (Direction::Ingress, 6379, 16),
+            (Direction::Egress, 1024, 6),
+            (Direction::Egress, 0, 0),
+        ] {
+            let key = PolicyKey {
+                endpoint: EndpointId(7),
+                identity: IdentityId(9),
+                direction,
+                protocol: 6,
+                port,
+                port_bits,
+            };
+            assert_eq!(PolicyKey::from(RawPolicyKey::from(key)), key);
+        }
+    }
+
+    /// What both halves write as numbers is the same in both.
+    #[test]
+    fn numbers_of_the_header_are_these() {
+        let header = include_str!("../../bpf/include/abi.h");
+        let number = |name: &str| {
+            let line = header.lines().find_map(|line| {
+                line.strip_prefix("#define ")?
+                    .strip_prefix(name)?
+                    .strip_prefix(' ')
+            });
+            let text = line.unwrap_or_else(|| panic!("no {name} in abi.h"));
+            let Some(shift) = text.strip_prefix("(1U << ") else {
+                return text.parse().unwrap();
+            };
+            1_u64 << shift.trim_end_matches(')').parse::<u32>().unwrap()
+        };
+        for (name, ours) in [
+            ("TB_ENDPOINT_DENY_EGRESS", u64::from(DENY_EGRESS)),
+            ("TB_ENDPOINT_AUDIT_DENY_INGRESS", AUDIT_DENY_INGRESS.into()),
+            ("TB_ENDPOINT_AUDIT_DENY_EGRESS", AUDIT_DENY_EGRESS.into()),
+            ("TB_ENDPOINT_AUDIT", AUDIT.into()),
+            ("TB_CONFIG_AUDIT", CONFIG_AUDIT.into()),
+            ("TB_CONFIG_ALLOW_LOCALHOST", CONFIG_ALLOW_LOCALHOST.into()),
+            ("TB_CONFIG_REPORT_VERDICTS", CONFIG_REPORT_VERDICTS.into()),
+            ("TB_CONFIG_REPORT_TRACES", CONFIG_REPORT_TRACES.into()),
+            ("TB_ALLOW", Votes::ALLOW.bits().into()),
+            ("TB_DENY", Votes::DENY.bits().into()),
+            ("TB_AUDIT_ALLOW", Votes::AUDIT_ALLOW.bits().into()),
+            ("TB_AUDIT_DENY", Votes::AUDIT_DENY.bits().into()),
+            ("TB_FLOW_REPLIED", FLOW_REPLIED.into()),
+            ("TB_FLOW_OPENER_CLOSED", FLOW_OPENER_CLOSED.into()),
+            ("TB_FLOW_ANSWERER_CLOSED", FLOW_ANSWERER_CLOSED.into()),
+            ("TB_FLOW_DENIED", FLOW_DENIED.into()),
+            ("TB_LEVEL_ALL_PROTOCOLS", ALL_PROTOCOLS.into()),
+            ("TB_SLOT_GONE", SLOT_GONE.into()),
+            ("TB_AUDITED", AUDITED as u64),
+            ("TB_UNTRACKED", UNTRACKED as u64),
+            ("TB_EVENT_SUPPRESSED", SUPPRESSED as u64),
+            ("TB_EVENT_LOST", LOST as u64),
+            ("TB_REASONS", REASONS as u64),
+            ("TB_TCP_OPENING_SECONDS", limits::FLOW_TCP_OPENING.as_secs()),
+            (
+                "TB_TCP_ESTABLISHED_SECONDS",
+                limits::FLOW_TCP_ESTABLISHED.as_secs(),
+            ),
+            ("TB_TCP_CLOSING_SECONDS", limits::FLOW_TCP_CLOSING.as_secs()),
+            ("TB_ICMP_SECONDS", limits::FLOW_ICMP.as_secs()),
+            ("TB_OTHER_SECONDS", limits::FLOW_OTHER.as_secs()),
+        ] {
+            assert_eq!(number(name), ours, "{name}");
+        }
     }
 }

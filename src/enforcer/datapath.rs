@@ -8,8 +8,8 @@ use std::{
 
 use super::abi;
 use crate::{
-    policy::{PolicyEntry, PolicyKey, Votes},
-    types::IpPrefix,
+    policy::{PolicyEntry, PolicyKey},
+    types::{EndpointId, IdentityId, IpPrefix},
 };
 
 /// Why the kernel did not do what it was asked to.
@@ -127,14 +127,16 @@ pub enum Error {
 pub struct Observed {
     /// Both ipcache maps.
     pub ipcache: HashMap<IpPrefix, abi::IpcacheValue>,
+    /// Identities of the prefixes that rules name.
+    pub cidrs: HashMap<IpPrefix, IdentityId>,
     /// The policy map, in key order, so that an endpoint's entries are one range.
     pub policy: BTreeMap<PolicyKey, PolicyEntry>,
     /// Interface index to endpoint.
     pub endpoints: HashMap<u32, abi::Endpoint>,
     /// Interfaces with both programs attached.
     pub links: HashSet<u32>,
-    /// Current epoch.
-    pub epoch: u32,
+    /// Current epoch, and flags.
+    pub config: abi::Config,
 }
 
 /// A kernel. All calls are synchronous system calls of microseconds, `attach` of milliseconds.
@@ -155,8 +157,14 @@ pub trait Datapath: Send {
     fn set_policy(&mut self, key: PolicyKey, value: Option<PolicyEntry>) -> Result<(), Error>;
     /// Same for an endpoint.
     fn set_endpoint(&mut self, ifindex: u32, value: Option<abi::Endpoint>) -> Result<(), Error>;
-    /// Moves the epoch.
-    fn set_epoch(&mut self, epoch: u32) -> Result<(), Error>;
+    /// Same for the identity of a prefix that rules name.
+    fn set_cidr(&mut self, prefix: &IpPrefix, value: Option<IdentityId>) -> Result<(), Error>;
+    /// Moves the epoch, sets the flags.
+    fn set_config(&mut self, config: abi::Config) -> Result<(), Error>;
+    /// Adds what a counter slot counted to that of what is gone, and sets it to zero.
+    fn retire_slot(&mut self, slot: u32) -> Result<(), Error>;
+    /// Forgets what an endpoint's ports were used for.
+    fn forget_ports(&mut self, endpoint: EndpointId) -> Result<(), Error>;
     /// The index of an interface in this network namespace.
     fn ifindex(&self, name: &str) -> Option<u32>;
     /// True if an interface has this index.
@@ -188,8 +196,20 @@ impl<D: Datapath + ?Sized> Datapath for Box<D> {
         (**self).set_endpoint(ifindex, value)
     }
 
-    fn set_epoch(&mut self, epoch: u32) -> Result<(), Error> {
-        (**self).set_epoch(epoch)
+    fn set_cidr(&mut self, prefix: &IpPrefix, value: Option<IdentityId>) -> Result<(), Error> {
+        (**self).set_cidr(prefix, value)
+    }
+
+    fn set_config(&mut self, config: abi::Config) -> Result<(), Error> {
+        (**self).set_config(config)
+    }
+
+    fn retire_slot(&mut self, slot: u32) -> Result<(), Error> {
+        (**self).retire_slot(slot)
+    }
+
+    fn forget_ports(&mut self, endpoint: EndpointId) -> Result<(), Error> {
+        (**self).forget_ports(endpoint)
     }
 
     fn ifindex(&self, name: &str) -> Option<u32> {
@@ -229,7 +249,8 @@ impl Datapath for Memory {
             policy: self.state.policy.clone(),
             endpoints: self.state.endpoints.clone(),
             links: self.state.links.clone(),
-            epoch: self.state.epoch,
+            cidrs: self.state.cidrs.clone(),
+            config: self.state.config,
         })
     }
 
@@ -260,7 +281,7 @@ impl Datapath for Memory {
                 "policy {} {} {:?}",
                 key.endpoint,
                 key.identity,
-                value.map(|v| v.votes.contains(Votes::DENY))
+                value.map(|v| v.votes.bits())
             )
         });
         match value {
@@ -274,7 +295,7 @@ impl Datapath for Memory {
         self.log(|| {
             format!(
                 "endpoint {ifindex} {:?}",
-                value.map(|v| (v.endpoint, v.flags))
+                value.map(|v| (v.endpoint, v.flags, v.levels))
             )
         });
         match value {
@@ -284,9 +305,32 @@ impl Datapath for Memory {
         Ok(())
     }
 
-    fn set_epoch(&mut self, epoch: u32) -> Result<(), Error> {
-        self.log(|| "epoch".into());
-        self.state.epoch = epoch;
+    fn set_cidr(&mut self, prefix: &IpPrefix, value: Option<IdentityId>) -> Result<(), Error> {
+        self.log(|| format!("cidr {prefix} {:?}", value.map(|id| id.0 & 0xff)));
+        match value {
+            Some(value) => self.state.cidrs.insert(*prefix, value),
+            None => self.state.cidrs.remove(prefix),
+        };
+        Ok(())
+    }
+
+    fn set_config(&mut self, config: abi::Config) -> Result<(), Error> {
+        let moved = self.state.config.epoch != config.epoch;
+        self.log(|| {
+            let what = if moved { "epoch" } else { "flags" };
+            what.into()
+        });
+        self.state.config = config;
+        Ok(())
+    }
+
+    fn retire_slot(&mut self, slot: u32) -> Result<(), Error> {
+        self.log(|| format!("retire {slot}"));
+        Ok(())
+    }
+
+    fn forget_ports(&mut self, endpoint: EndpointId) -> Result<(), Error> {
+        self.log(|| format!("forget ports {endpoint}"));
         Ok(())
     }
 

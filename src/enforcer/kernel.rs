@@ -20,13 +20,14 @@ use super::{
 };
 use crate::{
     policy::{PolicyEntry, PolicyKey},
-    types::IpPrefix,
+    types::{EndpointId, IdentityId, IpPrefix},
 };
 
 #[cfg(feature = "testing")]
 pub mod test_run;
 
 mod batch;
+mod counters;
 mod links;
 mod load;
 pub mod migrate;
@@ -34,8 +35,8 @@ mod pins;
 mod tc;
 mod usage;
 
-use self::{links::Links, usage::Usage};
-pub use self::{links::Mode, load::AVAILABLE, pins::SCHEMA, usage::MapUse};
+use self::links::Links;
+pub use self::{counters::Counters, links::Mode, load::AVAILABLE, pins::SCHEMA, usage::MapUse};
 
 // SAFETY: repr(C), no padding (sizes asserted in abi), any bit pattern is valid.
 #[expect(unsafe_code, reason = "map values are read and written as bytes")]
@@ -54,7 +55,13 @@ unsafe impl aya::Pod for abi::RawPolicyValue {}
 unsafe impl aya::Pod for abi::Config {}
 // SAFETY: as above.
 #[expect(unsafe_code, reason = "map values are read and written as bytes")]
-unsafe impl aya::Pod for abi::Metrics {}
+unsafe impl aya::Pod for abi::CidrValue {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "map values are read and written as bytes")]
+unsafe impl aya::Pod for abi::CounterRow {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "map keys are read and written as bytes")]
+unsafe impl aya::Pod for abi::RolesKey {}
 
 /// The loaded programs and their maps.
 pub struct Kernel {
@@ -64,7 +71,10 @@ pub struct Kernel {
     ipcache_lpm: LpmTrie<MapData, abi::Address, abi::IpcacheValue>,
     endpoints: HashMap<MapData, u32, abi::Endpoint>,
     policy: HashMap<MapData, abi::RawPolicyKey, abi::RawPolicyValue>,
+    cidr: LpmTrie<MapData, abi::Address, abi::CidrValue>,
     config: Array<MapData, abi::Config>,
+    counters: PerCpuArray<MapData, abi::CounterRow>,
+    port_roles: HashMap<MapData, abi::RolesKey, [u8; abi::ROLES_VALUE_BYTES as usize]>,
 }
 
 impl Datapath for Kernel {
@@ -90,11 +100,16 @@ impl Datapath for Kernel {
             let (ifindex, value) = entry.map_err(map_error("endpoints", "read"))?;
             observed.endpoints.insert(ifindex, value);
         }
-        observed.epoch = self
+        for entry in self.cidr.iter() {
+            let (key, value) = entry.map_err(map_error("cidr", "read"))?;
+            if let Some(prefix) = abi::prefix(key.prefix_len(), key.data()) {
+                observed.cidrs.insert(prefix, IdentityId(value.identity));
+            }
+        }
+        observed.config = self
             .config
             .get(&0, 0)
-            .map_err(map_error("config", "read"))?
-            .epoch;
+            .map_err(map_error("config", "read"))?;
         observed.links = self.links.take_over_all(&mut self.ebpf)?;
         Ok(observed)
     }
@@ -137,10 +152,39 @@ impl Datapath for Kernel {
         .map_err(map_error("endpoints", op(value.is_some())))
     }
 
-    fn set_epoch(&mut self, epoch: u32) -> Result<(), Error> {
+    fn set_cidr(&mut self, prefix: &IpPrefix, value: Option<IdentityId>) -> Result<(), Error> {
+        let key = lpm_trie::Key::new(abi::lpm_bits(prefix), abi::address(prefix.addr()));
+        match value {
+            Some(IdentityId(identity)) => {
+                let value = abi::CidrValue { identity, flags: 0 };
+                self.cidr.insert(&key, value, 0)
+            }
+            None => or_absent(self.cidr.remove(&key)),
+        }
+        .map_err(map_error("cidr", op(value.is_some())))
+    }
+
+    fn set_config(&mut self, config: abi::Config) -> Result<(), Error> {
         self.config
-            .set(0, abi::Config { epoch, pad: 0 }, 0)
+            .set(0, config, 0)
             .map_err(map_error("config", "write"))
+    }
+
+    fn retire_slot(&mut self, slot: u32) -> Result<(), Error> {
+        counters::retire(&mut self.counters, slot)
+    }
+
+    fn forget_ports(&mut self, endpoint: EndpointId) -> Result<(), Error> {
+        let mut own = Vec::new();
+        for key in self.port_roles.keys() {
+            let key = key.map_err(map_error("port_roles", "read"))?;
+            if key.endpoint == endpoint.0 {
+                own.push(key);
+            }
+        }
+        own.iter()
+            .try_for_each(|key| or_absent(self.port_roles.remove(key)))
+            .map_err(map_error("port_roles", "delete"))
     }
 
     #[expect(unsafe_code, reason = "the libc call takes a C string")]
@@ -167,7 +211,7 @@ impl Datapath for Kernel {
     }
 }
 
-/// The ring buffer of drop events; ready for reading when its descriptor is.
+/// The ring buffer of events; ready for reading when its descriptor is.
 pub struct Events {
     ring: RingBuf<MapData>,
 }
@@ -196,53 +240,6 @@ impl Events {
 impl AsRawFd for Events {
     fn as_raw_fd(&self) -> RawFd {
         self.ring.as_raw_fd()
-    }
-}
-
-/// The packet counters, and how full the maps are; reading the counters costs one system call per
-/// row.
-pub struct Counters {
-    metrics: PerCpuArray<MapData, abi::Metrics>,
-    usage: Usage,
-}
-
-impl Counters {
-    const fn new(metrics: PerCpuArray<MapData, abi::Metrics>, maps: Vec<batch::RawMap>) -> Self {
-        Self {
-            metrics,
-            usage: Usage::new(maps),
-        }
-    }
-
-    /// How full the maps are, as of the last seconds.
-    ///
-    /// # Errors
-    /// If a map cannot be read.
-    pub fn usage(&self) -> Result<Vec<MapUse>, Error> {
-        self.usage.read()
-    }
-
-    /// All rows, summed over the CPUs, ingress before egress for each reason.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn rows(&self) -> Result<Vec<abi::Metrics>, Error> {
-        (0..self.metrics.len())
-            .map(|row| {
-                let values = self
-                    .metrics
-                    .get(&row, 0)
-                    .map_err(map_error("metrics", "read"))?;
-                let zero = abi::Metrics {
-                    packets: 0,
-                    bytes: 0,
-                };
-                Ok(values.iter().fold(zero, |sum, value| abi::Metrics {
-                    packets: sum.packets + value.packets,
-                    bytes: sum.bytes + value.bytes,
-                }))
-            })
-            .collect()
     }
 }
 
@@ -276,6 +273,7 @@ macro_rules! opaque_debug {
     )*};
 }
 opaque_debug!(Kernel, Events, Counters);
+
 fn or_absent(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),

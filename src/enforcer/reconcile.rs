@@ -1,8 +1,10 @@
 //! Makes the kernel hold what it should: changes in, ordered map writes out.
 //!
-//! Always true: a batch adds before it takes away, and moves the epoch last, so that no packet is
-//! judged by less than the old or the new state. What a former process left in the kernel stays
-//! until its cluster (for endpoints: the source) said that everything known was sent.
+//! Always true: a batch is written in the order of `write`, so that no packet is let in that
+//! neither the old nor the new state allows, none dropped that both allow, and the epoch moves last.
+//! What a former process left in the kernel stays until its cluster (for endpoints: the source) said
+//! that everything known was sent; identities of prefixes stay until the policy engine gives them
+//! back.
 //! Protocol: `open` once, then `apply` batches and `tick`; both are idempotent, and what failed is
 //! tried again. Absent on purpose: threads and clocks; `enforcer::run` has them.
 use std::{
@@ -11,15 +13,19 @@ use std::{
 };
 
 pub use self::change::{Change, Status};
+use self::levels::Levels;
 use super::{
-    abi,
+    Options, abi,
     datapath::{Datapath, Error, Observed},
 };
 use crate::{
     mesh::Sample,
-    policy::{MapDelta, PolicyEntry, PolicyKey, Votes},
-    types::{EndpointEvent, EndpointId, IpPrefix, LocalEndpoint, MaxClusters},
+    policy::{MapDelta, PolicyEntry, PolicyKey},
+    types::{EndpointEvent, EndpointId, IdentityId, IpPrefix, LocalEndpoint, MaxClusters},
 };
+
+/// Bits of an identity that means the same on every node; above them is its scope.
+const IDENTITY_BITS: u32 = 24;
 
 /// The state machine; see the module.
 #[derive(Debug)]
@@ -31,14 +37,19 @@ pub struct Reconciler<D> {
     /// Writes that are owed.
     ipcache: HashMap<IpPrefix, Option<abi::IpcacheValue>>,
     policy: HashMap<PolicyKey, Option<PolicyEntry>>,
+    cidrs: HashMap<IpPrefix, Option<IdentityId>>,
     touched: HashSet<EndpointId>,
     bump: bool,
+    /// What the flags of the config row should be.
+    switches: u32,
+    /// Which levels of the policy map have entries.
+    levels: Levels,
     /// Not confirmed since the start, by cluster number; 0 for what belongs to no cluster.
     restored_ipcache: HashMap<u32, HashSet<IpPrefix>>,
     restored_policy: HashMap<u32, HashSet<PolicyKey>>,
     restored_endpoints: HashSet<EndpointId>,
     endpoints: HashMap<EndpointId, Arc<LocalEndpoint>>,
-    /// Default-deny bits; kept from the kernel until the policy engine says otherwise.
+    /// Modes of endpoints; kept from the kernel until the policy engine says otherwise.
     flags: HashMap<EndpointId, u32>,
     /// Batches whose changes came before, and are perhaps not written yet.
     sampled: Vec<Sample>,
@@ -50,17 +61,22 @@ impl<D: Datapath> Reconciler<D> {
     ///
     /// # Errors
     /// If the maps or pins cannot be read.
-    pub fn open(mut datapath: D, max_clusters: MaxClusters) -> Result<Self, Error> {
+    pub fn open(mut datapath: D, options: &Options) -> Result<Self, Error> {
         let kernel = datapath.observe()?;
+        let flag = |on, flag| if on { flag } else { 0 };
         let mut reconciler = Self {
             datapath,
-            max_clusters,
+            max_clusters: options.max_clusters,
+            levels: Levels::of(kernel.policy.keys()),
             kernel,
             ipcache: HashMap::new(),
             policy: HashMap::new(),
+            cidrs: HashMap::new(),
             touched: HashSet::new(),
             // The former process may have died between a revocation and its epoch.
             bump: true,
+            switches: flag(options.audit, abi::CONFIG_AUDIT)
+                | flag(options.allow_localhost, abi::CONFIG_ALLOW_LOCALHOST),
             restored_ipcache: HashMap::new(),
             restored_policy: HashMap::new(),
             restored_endpoints: HashSet::new(),
@@ -78,6 +94,14 @@ impl<D: Datapath> Reconciler<D> {
         Ok(reconciler)
     }
 
+    /// The identities of prefixes that the kernel holds: the policy engine must go on with them.
+    #[must_use]
+    pub fn cidrs(&self) -> Vec<(IpPrefix, IdentityId)> {
+        let held = self.kernel.cidrs.iter();
+        held.map(|(prefix, identity)| (*prefix, *identity))
+            .collect()
+    }
+
     /// Applies a batch, together with whatever is still owed.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {
@@ -85,7 +109,7 @@ impl<D: Datapath> Reconciler<D> {
         }
         self.sweep_policy();
         self.write();
-        if self.ipcache.is_empty() && self.policy.is_empty() {
+        if self.ipcache.is_empty() && self.policy.is_empty() && self.cidrs.is_empty() {
             self.sampled.drain(..).for_each(|sample| sample.enforced());
         }
     }
@@ -104,26 +128,10 @@ impl<D: Datapath> Reconciler<D> {
     pub fn verify(&mut self) -> Result<(), Error> {
         let found = self.datapath.observe()?;
         let expected = std::mem::replace(&mut self.kernel, found);
-        for (prefix, value) in &expected.ipcache {
-            if self.kernel.ipcache.get(prefix) != Some(value) {
-                self.ipcache.entry(*prefix).or_insert(Some(*value));
-            }
-        }
-        for prefix in self.kernel.ipcache.keys() {
-            if !expected.ipcache.contains_key(prefix) {
-                self.ipcache.entry(*prefix).or_insert(None);
-            }
-        }
-        for (key, value) in &expected.policy {
-            if self.kernel.policy.get(key) != Some(value) {
-                self.policy.entry(*key).or_insert(Some(*value));
-            }
-        }
-        for key in self.kernel.policy.keys() {
-            if !expected.policy.contains_key(key) {
-                self.policy.entry(*key).or_insert(None);
-            }
-        }
+        self.levels = Levels::of(self.kernel.policy.keys());
+        owe(&mut self.ipcache, &expected.ipcache, &self.kernel.ipcache);
+        owe(&mut self.cidrs, &expected.cidrs, &self.kernel.cidrs);
+        owe(&mut self.policy, &expected.policy, &self.kernel.policy);
         self.touched.extend(self.endpoints.keys().copied());
         self.touched.extend(
             self.kernel
@@ -148,12 +156,16 @@ impl<D: Datapath> Reconciler<D> {
     }
 
     fn pending(&self) -> usize {
-        self.ipcache.len() + self.policy.len() + self.touched.len() + usize::from(self.bump)
+        self.ipcache.len()
+            + self.policy.len()
+            + self.cidrs.len()
+            + self.touched.len()
+            + usize::from(self.bump || self.kernel.config.flags != self.switches)
     }
 
-    /// 0 for identities that mean the same in every cluster.
+    /// 0 for identities that mean the same in every cluster, or something on this node only.
     const fn cluster_of(&self, key: &PolicyKey) -> u32 {
-        if key.identity.is_reserved() {
+        if key.identity.is_reserved() || key.identity.0 >> IDENTITY_BITS != 0 {
             0
         } else {
             key.identity.0 >> self.max_clusters.shift()
@@ -189,14 +201,24 @@ impl<D: Datapath> Reconciler<D> {
                 confirm(&mut self.restored_policy, cluster, &key);
                 self.policy.insert(key, value);
             }
-            Change::Map(MapDelta::Cidr { .. }) => {}
+            Change::Map(MapDelta::Cidr { prefix, identity }) => {
+                self.cidrs.insert(prefix, identity);
+            }
             Change::Map(MapDelta::Endpoint { endpoint, mode }) => {
-                let bit = |on, bit| if on { bit } else { 0 };
-                let deny = mode.default_deny;
-                let flags =
-                    bit(deny.ingress, abi::DENY_INGRESS) | bit(deny.egress, abi::DENY_EGRESS);
-                self.flags.insert(endpoint, flags);
+                self.flags.insert(endpoint, abi::mode_flags(&mode));
                 self.touched.insert(endpoint);
+            }
+            Change::Reports { verdicts, traces } => {
+                for (on, flag) in [
+                    (verdicts, abi::CONFIG_REPORT_VERDICTS),
+                    (traces, abi::CONFIG_REPORT_TRACES),
+                ] {
+                    self.switches = if on {
+                        self.switches | flag
+                    } else {
+                        self.switches & !flag
+                    };
+                }
             }
             Change::Ip { prefix, target } => {
                 if let Some(old) = self.kernel.ipcache.get(&prefix) {
@@ -264,7 +286,7 @@ impl<D: Datapath> Reconciler<D> {
         self.policy.retain(|key, _| key.endpoint != id);
         let first = PolicyKey {
             endpoint: id,
-            identity: crate::types::IdentityId(0),
+            identity: IdentityId::UNKNOWN,
             direction: crate::policy::Direction::Ingress,
             protocol: 0,
             port: 0,
@@ -318,225 +340,23 @@ impl<D: Datapath> Reconciler<D> {
             self.release(ifindex);
         }
     }
-
-    fn write(&mut self) {
-        let policy = std::mem::take(&mut self.policy);
-        let ipcache = std::mem::take(&mut self.ipcache);
-        let touched = std::mem::take(&mut self.touched);
-        let (adds, takes): (Vec<_>, Vec<_>) = policy
-            .into_iter()
-            .partition(|(_, value)| value.is_some_and(|entry| !denies(entry)));
-        let (known, unknown): (Vec<_>, Vec<_>) =
-            ipcache.into_iter().partition(|(_, value)| value.is_some());
-
-        adds.into_iter()
-            .for_each(|(key, value)| self.write_policy(key, value));
-        known
-            .into_iter()
-            .for_each(|(prefix, value)| self.write_ipcache(prefix, value));
-        let (present, absent): (Vec<_>, Vec<_>) = touched
-            .into_iter()
-            .partition(|id| self.endpoints.contains_key(id));
-        present.into_iter().for_each(|id| self.write_endpoint(id));
-
-        takes
-            .into_iter()
-            .for_each(|(key, value)| self.write_policy(key, value));
-        unknown
-            .into_iter()
-            .for_each(|(prefix, value)| self.write_ipcache(prefix, value));
-        absent.into_iter().for_each(|id| self.remove_endpoint(id));
-
-        if self.bump {
-            let epoch = self.kernel.epoch.wrapping_add(1);
-            match self.datapath.set_epoch(epoch) {
-                Ok(()) => {
-                    self.kernel.epoch = epoch;
-                    self.bump = false;
-                }
-                Err(error) => self.failed(&error),
-            }
-        }
-        self.status.generation += 1;
-        self.status.enforced = self
-            .kernel
-            .endpoints
-            .iter()
-            .filter(|(ifindex, _)| self.kernel.links.contains(ifindex))
-            .count();
-        self.status.ipcache = self.kernel.ipcache.len();
-        self.status.policy = self.kernel.policy.len();
-        self.status.restored = self
-            .restored_ipcache
-            .values()
-            .map(HashSet::len)
-            .sum::<usize>()
-            + self
-                .restored_policy
-                .values()
-                .map(HashSet::len)
-                .sum::<usize>()
-            + self.restored_endpoints.len();
-        self.status.epoch = self.kernel.epoch;
-        self.status.pending = self.pending();
-    }
-
-    fn write_policy(&mut self, key: PolicyKey, value: Option<PolicyEntry>) {
-        let old = self.kernel.policy.get(&key).copied();
-        if old == value {
-            return;
-        }
-        if let Err(error) = self.datapath.set_policy(key, value) {
-            self.failed(&error);
-            self.policy.insert(key, value);
-            return;
-        }
-        self.bump |= match (old, value) {
-            (_, Some(entry)) => denies(entry) && old.is_none_or(|old| !denies(old)),
-            (Some(old), None) => !denies(old),
-            (None, None) => false,
-        };
-        match value {
-            Some(entry) => self.kernel.policy.insert(key, entry),
-            None => self.kernel.policy.remove(&key),
-        };
-    }
-
-    fn write_ipcache(&mut self, prefix: IpPrefix, value: Option<abi::IpcacheValue>) {
-        let old = self.kernel.ipcache.get(&prefix).copied();
-        if old == value {
-            return;
-        }
-        if let Err(error) = self.datapath.set_ipcache(&prefix, value) {
-            self.failed(&error);
-            self.ipcache.insert(prefix, value);
-            return;
-        }
-        // Also when an address becomes known: until now it was judged as world, or by its CIDR.
-        self.bump |= old.map(|old| old.identity) != value.map(|value| value.identity);
-        match value {
-            Some(value) => self.kernel.ipcache.insert(prefix, value),
-            None => self.kernel.ipcache.remove(&prefix),
-        };
-    }
-
-    fn write_endpoint(&mut self, id: EndpointId) {
-        let Some(local) = self.endpoints.get(&id).cloned() else {
-            return;
-        };
-        let problem = match self.place_endpoint(&local) {
-            Ok(()) if local.addresses.len() > abi::ADDRESSES_MAX => Some(format!(
-                "{} addresses, only the first {} can be used",
-                local.addresses.len(),
-                abi::ADDRESSES_MAX
-            )),
-            Ok(()) => None,
-            Err(problem) => Some(problem),
-        };
-        match problem {
-            Some(problem) => self.status.problems.insert(id, problem),
-            None => self.status.problems.remove(&id),
-        };
-    }
-
-    fn place_endpoint(&mut self, local: &LocalEndpoint) -> Result<(), String> {
-        let name = local
-            .interface
-            .as_deref()
-            .ok_or("its interface is not known")?;
-        let ifindex = self
-            .datapath
-            .ifindex(name)
-            .ok_or_else(|| format!("interface {name} does not exist"))?;
-        let flags = self.flags.get(&local.id).copied().unwrap_or(0);
-        self.put_endpoint(ifindex, abi::Endpoint::new(local, flags))
-            .map_err(|e| chain(&e))?;
-        if !self.kernel.links.contains(&ifindex) {
-            if let Err(error) = self.datapath.attach(ifindex, name) {
-                self.failed(&error);
-                return Err(chain(&error));
-            }
-            self.kernel.links.insert(ifindex);
-        }
-        for other in self
-            .places(local.id)
-            .into_iter()
-            .filter(|other| *other != ifindex)
-        {
-            self.release(other);
-        }
-        Ok(())
-    }
-
-    fn put_endpoint(&mut self, ifindex: u32, value: abi::Endpoint) -> Result<(), Error> {
-        let old = self.kernel.endpoints.get(&ifindex).copied();
-        if old == Some(value) {
-            return Ok(());
-        }
-        if let Err(error) = self.datapath.set_endpoint(ifindex, Some(value)) {
-            self.failed(&error);
-            return Err(error);
-        }
-        let denied_before = old.map_or(0, |old| old.flags) & abi::DENY_INGRESS != 0;
-        self.bump |= value.flags & abi::DENY_INGRESS != 0 && !denied_before;
-        self.kernel.endpoints.insert(ifindex, value);
-        Ok(())
-    }
-
-    /// Not among the known ones: either still restored, then only its flags may change, or gone.
-    fn remove_endpoint(&mut self, id: EndpointId) {
-        let restored = self.restored_endpoints.contains(&id);
-        for ifindex in self.places(id) {
-            let (Some(old), true) = (self.kernel.endpoints.get(&ifindex), restored) else {
-                self.release(ifindex);
-                continue;
-            };
-            let flags = self.flags.get(&id).copied().unwrap_or(old.flags);
-            let value = abi::Endpoint { flags, ..*old };
-            if self.put_endpoint(ifindex, value).is_err() {
-                self.touched.insert(id);
-            }
-        }
-        self.status.problems.remove(&id);
-    }
-
-    fn places(&self, id: EndpointId) -> Vec<u32> {
-        let own = self
-            .kernel
-            .endpoints
-            .iter()
-            .filter(|(_, e)| e.endpoint == id.0);
-        own.map(|(ifindex, _)| *ifindex).collect()
-    }
-
-    /// Detaches first: without its endpoint entry the programs would drop everything.
-    fn release(&mut self, ifindex: u32) {
-        let done = self.datapath.detach(ifindex);
-        let done = done.and_then(|()| self.datapath.set_endpoint(ifindex, None));
-        if let Err(error) = done {
-            self.failed(&error);
-            if let Some(endpoint) = self.kernel.endpoints.get(&ifindex) {
-                self.touched.insert(EndpointId(endpoint.endpoint));
-            }
-            return;
-        }
-        self.kernel.links.remove(&ifindex);
-        self.kernel.endpoints.remove(&ifindex);
-    }
-
-    fn failed(&mut self, error: &Error) {
-        let text = chain(error);
-        // One line per different error: a full map fails the same way for each entry.
-        if self.status.last_error.as_ref() != Some(&text) {
-            tracing::warn!(subsys = "enforcer", error = %text, "Kernel call failed");
-        }
-        self.status.errors_total += 1;
-        self.status.last_error = Some(text);
-    }
 }
 
-const fn denies(entry: PolicyEntry) -> bool {
-    entry.votes.contains(Votes::DENY)
+/// Notes what differs from what is expected, unless something newer is owed.
+fn owe<'a, K: Copy + Eq + std::hash::Hash + 'a, V: Copy + PartialEq + 'a>(
+    owed: &mut HashMap<K, Option<V>>,
+    expected: impl IntoIterator<Item = (&'a K, &'a V)>,
+    found: impl IntoIterator<Item = (&'a K, &'a V)>,
+) {
+    let mut surplus: HashMap<K, V> = found.into_iter().map(|(k, v)| (*k, *v)).collect();
+    for (key, value) in expected {
+        if surplus.remove(key) != Some(*value) {
+            owed.entry(*key).or_insert(Some(*value));
+        }
+    }
+    for key in surplus.into_keys() {
+        owed.entry(key).or_insert(None);
+    }
 }
 
 fn confirm<K: Eq + std::hash::Hash>(
@@ -563,5 +383,7 @@ fn chain(error: &Error) -> String {
 }
 
 mod change;
+mod levels;
 #[cfg(test)]
 mod tests;
+mod write;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tombolo::{
-    enforcer::{Change, DropEvent, Handle, Options, open},
+    enforcer::{Change, Event, Handle, Options, open},
     mesh::IpTarget,
     policy::{Direction, EndpointMode, MapDelta, PolicyEntry, PolicyKey, Votes},
     types::{ClusterId, EndpointEvent, EndpointId, IdentityId, Labels, LocalEndpoint, MaxClusters},
@@ -182,7 +182,7 @@ fn pods() -> (Pod, Pod, Pod) {
     (db, Pod::start("employee"), Pod::start("stranger"))
 }
 
-fn drain(events: &mut broadcast::Receiver<DropEvent>) -> Vec<DropEvent> {
+fn drain(events: &mut broadcast::Receiver<Event>) -> Vec<Event> {
     std::iter::from_fn(|| events.try_recv().ok()).collect()
 }
 

@@ -83,7 +83,7 @@ impl Street {
             .state
             .ipcache
             .insert("10.2.0.99".parse().unwrap(), value);
-        let kernel = Reconciler::open(memory, MaxClusters::C255).unwrap();
+        let kernel = Reconciler::open(memory, &crate::enforcer::Options::default()).unwrap();
         Self {
             mesh,
             deltas,

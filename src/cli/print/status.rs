@@ -83,6 +83,7 @@ fn datapath(text: &mut String, status: &enforcer::Status) {
         enforced,
         problems,
         ipcache,
+        cidrs,
         policy,
         restored,
         epoch,
@@ -97,7 +98,9 @@ fn datapath(text: &mut String, status: &enforcer::Status) {
     item(text, "Datapath", &summary);
     let clusters: Vec<_> = clusters_synced.iter().map(u32::to_string).collect();
     let mut lines = vec![
-        format!("maps: ipcache={ipcache}, policy={policy}, restored={restored}, epoch={epoch}"),
+        format!(
+            "maps: ipcache={ipcache}, cidrs={cidrs}, policy={policy}, restored={restored}, epoch={epoch}"
+        ),
         format!(
             "synchronization status: endpoints={endpoints_synced}, clusters={}",
             clusters.join(",")

@@ -29,7 +29,7 @@ Rejected:               2 entries of peers; --verbose lists them by reason
     );
     let datapath = "\
 Datapath:               2 endpoints enforced, 1 problems, 0 writes pending, 1 failures
-   └  maps: ipcache=12, policy=8, restored=0, epoch=4
+   └  maps: ipcache=12, cidrs=0, policy=8, restored=0, epoch=4
    └  synchronization status: endpoints=true, clusters=101,102
    └  endpoint 3834: open lxc7: no such device
    └  last failure: write the policy map: out of memory

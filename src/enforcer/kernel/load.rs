@@ -74,8 +74,16 @@ impl Kernel {
             let map = RawMap::open(&pins.map(schema.name), schema.name)?;
             maps.extend(map.filter(RawMap::counts));
         }
-        let counters = Counters::new(take(&mut ebpf, "metrics")?, maps);
+        let counters = Counters::new(
+            reopen(pins, "counters")?,
+            reopen(pins, "endpoints")?,
+            take(&mut ebpf, "rule_hits")?,
+            maps,
+        );
         let kernel = Self {
+            cidr: take(&mut ebpf, "cidr")?,
+            counters: take(&mut ebpf, "counters")?,
+            port_roles: take(&mut ebpf, "port_roles")?,
             ipcache_exact: take(&mut ebpf, "ipcache_exact")?,
             ipcache_lpm: take(&mut ebpf, "ipcache_lpm")?,
             endpoints: take(&mut ebpf, "endpoints")?,
@@ -143,6 +151,14 @@ pub(super) fn classifier<'a>(
             program,
             source: io::Error::other::<aya::programs::ProgramError>(error),
         })
+}
+
+/// A second handle of a map.
+fn reopen<T: TryFrom<Map, Error = MapError>>(pins: &Pins, map: &'static str) -> Result<T, Error> {
+    let data = MapData::from_pin(pins.map(map)).map_err(map_error(map, "open"))?;
+    Map::from_map_data(data)
+        .and_then(T::try_from)
+        .map_err(map_error(map, "open"))
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, Error> {

@@ -23,7 +23,7 @@ pub mod faults;
 mod former;
 
 /// Maps that the programs fill while we copy.
-const FLOWS: [&str; 1] = ["conntrack"];
+const FLOWS: [&str; 2] = ["conntrack_v4", "conntrack_v6"];
 
 /// What has to be moved.
 pub(super) struct Migration {

@@ -18,21 +18,26 @@ pub const SCHEMA: &str = "v2";
 const FORMER_SCHEMA: &str = "v1";
 
 /// Name, map type number (`enum bpf_map_type`), key bytes, value bytes, entries, as `bpf/` has them.
-const MAPS: [(&str, u32, u32, u32, u32); 9] = [
+const MAPS: [(&str, u32, u32, u32, u32); 14] = [
     ("ipcache_exact", 1, 16, 8, 1_048_576),
     ("ipcache_lpm", 11, 20, 8, 65_536),
-    ("endpoints", 1, 4, 80, 4_096),
+    ("cidr", 11, 20, 8, 65_536),
+    ("endpoints", 1, 4, 104, 4_096),
     ("policy", 1, 12, 8, 1_048_576),
+    ("conntrack_v4", 9, 20, 24, 262_144),
+    ("conntrack_v6", 9, 44, 24, 131_072),
+    ("port_roles", 1, 8, abi::ROLES_VALUE_BYTES, 65_536),
     (
-        "conntrack",
+        "fragments",
         9,
-        abi::CONNTRACK_KEY_BYTES,
-        abi::CONNTRACK_VALUE_BYTES,
-        262_144,
+        abi::FRAGMENT_KEY_BYTES,
+        abi::FRAGMENT_VALUE_BYTES,
+        8_192,
     ),
     ("config", 2, 4, 8, 1),
     ("events", 27, 0, 0, 1 << 20),
-    ("metrics", 6, 4, 16, 32),
+    ("counters", 6, 4, 512, 4_098),
+    ("rule_hits", 5, 4, 8, 65_536),
     ("ratelimit", 9, 16, abi::RATE_VALUE_BYTES, 16_384),
 ];
 
@@ -51,7 +56,7 @@ pub(super) struct Schema {
 /// All maps of the programs, at these sizes.
 pub(super) fn schemas(sizes: &MapSizes) -> Vec<Schema> {
     let sized = |name: &str| match name {
-        "conntrack" => Some((sizes.conntrack, "--bpf-ct-max")),
+        "conntrack_v4" | "conntrack_v6" => Some((sizes.conntrack, "--bpf-ct-max")),
         "policy" => Some((sizes.policy, "--bpf-policy-map-max")),
         "ipcache_exact" => Some((sizes.ipcache, "--bpf-ipcache-max")),
         "fragments" => Some((sizes.fragments, "--bpf-fragments-max")),

@@ -38,6 +38,13 @@ pub enum Change {
     Sampled(Sample),
     /// Interfaces came or went.
     InterfacesChanged,
+    /// Which events somebody listens for, besides drops and what only audit mode lets pass.
+    Reports {
+        /// Flows that policy allows.
+        verdicts: bool,
+        /// New flows.
+        traces: bool,
+    },
 }
 
 /// How the enforcer is doing; the newest value only.
@@ -55,6 +62,9 @@ pub struct Status {
     pub problems: BTreeMap<EndpointId, String>,
     /// Entries in both ipcache maps.
     pub ipcache: usize,
+    /// Prefixes that rules name.
+    #[serde(default)]
+    pub cidrs: usize,
     /// Entries in the policy map.
     pub policy: usize,
     /// Entries of a former process that nobody confirmed or took back yet.

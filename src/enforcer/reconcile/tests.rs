@@ -80,7 +80,7 @@ fn memory() -> Memory {
 }
 
 fn fresh() -> Reconciler<Memory> {
-    let mut reconciler = Reconciler::open(memory(), MaxClusters::C255).unwrap();
+    let mut reconciler = Reconciler::open(memory(), &Options::default()).unwrap();
     reconciler.apply([]);
     reconciler.datapath.log.clear();
     reconciler
@@ -88,7 +88,7 @@ fn fresh() -> Reconciler<Memory> {
 
 /// The same kernel, as the next process finds it.
 fn restart(reconciler: Reconciler<Memory>) -> Reconciler<Memory> {
-    let mut next = Reconciler::open(reconciler.datapath, MaxClusters::C255).unwrap();
+    let mut next = Reconciler::open(reconciler.datapath, &Options::default()).unwrap();
     next.apply([]);
     next.datapath.log.clear();
     next
@@ -133,9 +133,10 @@ fn a_batch_adds_before_it_takes_away_and_moves_the_epoch_last() {
     assert_eq!(
         words,
         [
-            "policy 7 131077 Some(false)",
+            "policy 7 131077 Some(1)",
             "ipcache 10.2.0.5 Some(131077)",
-            "endpoint 4 Some((7, 1))",
+            "retire 2",
+            "endpoint 4 Some((7, 1, [65536, 0, 0, 0]))",
             "attach 4",
             "policy 7 131081 None",
             "ipcache 10.2.0.9 None",
@@ -219,8 +220,8 @@ fn endpoints_that_the_source_does_not_know_leave_with_their_links() {
     let state = &reconciler.datapath.state;
     assert!(state.endpoints.is_empty() && state.links.is_empty() && state.policy.is_empty());
     assert_eq!(
-        reconciler.datapath.log[1..3],
-        ["detach 4", "endpoint 4 None"]
+        reconciler.datapath.log[1..5],
+        ["detach 4", "endpoint 4 None", "retire 2", "forget ports 7"]
     );
 }
 
@@ -315,4 +316,195 @@ fn drift_is_repaired() {
         ),
         (1, 1, 1)
     );
+}
+
+/// An entry for any identity on all ports of all protocols.
+fn any(votes: Votes) -> Change {
+    let key = PolicyKey {
+        identity: IdentityId::UNKNOWN,
+        protocol: 0,
+        port: 0,
+        port_bits: 0,
+        ..key(IdentityId::UNKNOWN)
+    };
+    let value = (votes != Votes::NONE).then_some(PolicyEntry { votes, rule: 2 });
+    Change::Map(MapDelta::Entry { key, value })
+}
+
+/// What was written to the policy map: identity and votes.
+fn policy_writes(reconciler: &mut Reconciler<Memory>) -> Vec<String> {
+    let log = std::mem::take(&mut reconciler.datapath.log);
+    log.iter()
+        .filter_map(|line| Some(line.strip_prefix("policy 7 ")?.to_owned()))
+        .collect()
+}
+
+#[test]
+fn denies_come_before_allows_and_leave_after_them() {
+    let mut reconciler = running();
+    // Everybody but one: at no time may that one come in, whichever way the batch is told.
+    reconciler.apply([
+        any(Votes::ALLOW),
+        entry(identity(2, 5), None),
+        entry(identity(2, 6), Some(true)),
+    ]);
+    assert_eq!(
+        policy_writes(&mut reconciler),
+        ["131078 Some(2)", "0 Some(1)", "131077 None"]
+    );
+    reconciler.apply([
+        entry(identity(2, 6), None),
+        any(Votes::NONE),
+        entry(identity(2, 5), Some(false)),
+    ]);
+    assert_eq!(
+        policy_writes(&mut reconciler),
+        ["131077 Some(1)", "0 None", "131078 None"]
+    );
+}
+
+#[test]
+fn a_level_is_asked_from_before_its_first_entry_until_after_its_last() {
+    let mut reconciler = running();
+    reconciler.apply([any(Votes::ALLOW)]);
+    assert_eq!(
+        reconciler.datapath.log,
+        [
+            "endpoint 4 Some((7, 1, [65536, 131072, 0, 0]))",
+            "policy 7 0 Some(1)"
+        ]
+    );
+    reconciler.datapath.log.clear();
+    reconciler.apply([any(Votes::NONE)]);
+    assert_eq!(
+        reconciler.datapath.log,
+        [
+            "policy 7 0 None",
+            "endpoint 4 Some((7, 1, [65536, 0, 0, 0]))",
+            "epoch"
+        ]
+    );
+    // A second entry of a level changes nothing, and a failed write leaves nothing behind.
+    reconciler.datapath.log.clear();
+    reconciler.apply([entry(identity(2, 6), Some(false))]);
+    assert_eq!(reconciler.datapath.log, ["policy 7 131078 Some(1)"]);
+    reconciler.datapath.full = true;
+    reconciler.apply([any(Votes::ALLOW)]);
+    assert_eq!(
+        reconciler.datapath.state.endpoints[&4].levels,
+        [65536, 0, 0, 0]
+    );
+}
+
+#[test]
+fn levels_are_counted_anew_after_a_restart() {
+    let mut reconciler = restart(running());
+    reconciler.apply([upsert(), entry(identity(2, 5), Some(false))]);
+    assert_eq!(reconciler.datapath.log, Vec::<String>::new());
+    reconciler.apply([entry(identity(2, 5), None)]);
+    assert_eq!(reconciler.datapath.state.endpoints[&4].levels, [0; 4]);
+}
+
+fn named(prefix: &str, identity: Option<u32>) -> Change {
+    Change::Map(MapDelta::Cidr {
+        prefix: prefix.parse().unwrap(),
+        identity: identity.map(|n| IdentityId(1 << 24 | n)),
+    })
+}
+
+#[test]
+fn a_prefix_has_its_identity_after_what_is_allowed_to_it_and_before_its_going() {
+    let mut reconciler = running();
+    let office = IdentityId(1 << 24 | 1);
+    reconciler.apply([named("192.0.2.0/24", Some(1)), entry(office, Some(false))]);
+    assert_eq!(
+        reconciler.datapath.log,
+        [
+            "policy 7 16777217 Some(1)",
+            "cidr 192.0.2.0/24 Some(1)",
+            "epoch"
+        ]
+    );
+    let mut reconciler = restart(reconciler);
+    assert_eq!(
+        reconciler.cidrs(),
+        [("192.0.2.0/24".parse().unwrap(), office)]
+    );
+    reconciler.apply([
+        upsert(),
+        Change::Endpoint(EndpointEvent::Synced),
+        named("192.0.2.0/24", None),
+    ]);
+    assert_eq!(
+        reconciler.datapath.log,
+        ["policy 7 16777217 None", "cidr 192.0.2.0/24 None", "epoch"],
+        "of no cluster: confirmed by nobody, so it goes with the endpoints' Synced"
+    );
+}
+
+#[test]
+fn counter_slots_are_kept_and_given_out_again_empty() {
+    let mut reconciler = restart(running());
+    reconciler.apply([upsert()]);
+    assert_eq!(reconciler.datapath.state.endpoints[&4].slot, 2);
+    assert_eq!(reconciler.datapath.log, Vec::<String>::new());
+    let Change::Endpoint(EndpointEvent::Upsert(db)) = upsert() else {
+        unreachable!()
+    };
+    let other = |interface: &str| {
+        let mut other = LocalEndpoint::clone(&db);
+        other.id = EndpointId(8);
+        other.interface = Some(interface.into());
+        Change::Endpoint(EndpointEvent::Upsert(Arc::new(other)))
+    };
+    let interfaces = &mut reconciler.datapath.interfaces;
+    interfaces.insert("veth-b".into(), 5);
+    interfaces.insert("veth-c".into(), 6);
+    reconciler.apply([other("veth-b")]);
+    assert_eq!(reconciler.datapath.state.endpoints[&5].slot, 3);
+    reconciler.apply([other("veth-c")]);
+    assert_eq!(reconciler.datapath.state.endpoints[&6].slot, 3, "it moved");
+    reconciler.apply([Change::Endpoint(EndpointEvent::Delete(DB))]);
+    reconciler.datapath.log.clear();
+    reconciler.apply([upsert()]);
+    assert_eq!(reconciler.datapath.state.endpoints[&4].slot, 2);
+    assert_eq!(reconciler.datapath.log[0], "retire 2");
+}
+
+#[test]
+fn switches_are_written_and_only_stricter_ones_move_the_epoch() {
+    let audit = Options {
+        audit: true,
+        ..Options::default()
+    };
+    let mut reconciler = Reconciler::open(running().datapath, &audit).unwrap();
+    reconciler.apply([]);
+    assert_eq!(reconciler.datapath.state.config.flags, abi::CONFIG_AUDIT);
+    reconciler.datapath.log.clear();
+    reconciler.apply([Change::Reports {
+        verdicts: true,
+        traces: false,
+    }]);
+    assert_eq!(reconciler.datapath.log, ["flags"]);
+    let epoch = reconciler.datapath.state.config.epoch;
+    let reconciler = restart(reconciler);
+    let config = reconciler.datapath.state.config;
+    assert_eq!((config.flags, config.epoch), (0, epoch + 1));
+}
+
+#[test]
+fn only_modes_that_drop_more_move_the_epoch() {
+    let mut reconciler = running();
+    let mut moves = |change: &dyn Fn(&mut EndpointMode)| {
+        let before = reconciler.status().epoch;
+        let mut mode = EndpointMode::default();
+        change(&mut mode);
+        reconciler.apply([Change::Map(MapDelta::Endpoint { endpoint: DB, mode })]);
+        reconciler.status().epoch != before
+    };
+    assert!(!moves(&|_| ()));
+    assert!(moves(&|mode| mode.default_deny.egress = true));
+    assert!(!moves(&|mode| mode.audit_default_deny.egress = true));
+    assert!(!moves(&|mode| mode.audit = true));
+    assert!(moves(&|_| ()), "no audit any more");
 }
