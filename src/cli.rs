@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use self::store::StoreVerb;
+use self::{policy::PolicyVerb, store::StoreVerb};
 use crate::{
     admin::wire,
     config::{Args, Config, ConfigError, SocketArg},
@@ -20,6 +20,7 @@ use crate::{
 pub mod certs;
 mod check;
 mod client;
+mod policy;
 mod print;
 mod store;
 #[cfg(test)]
@@ -83,6 +84,8 @@ enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    #[command(subcommand)]
+    Policy(PolicyVerb),
     #[command(subcommand)]
     Store(StoreVerb),
     /// Succeed if the agent is ready; else say what it waits for.
@@ -250,6 +253,12 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, Error> {
             store::restore(&args, out).map_err(Error::Store)?;
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Policy(PolicyVerb::Validate(args)) => {
+            let reports = policy::validate::run(&args);
+            args.output
+                .write(out, &reports, |reports| policy::validate::text(reports))?;
+            Ok(exit_code(policy::validate::any_refused(&reports)))
+        }
         Verb::Version => {
             writeln!(out, "tombolo {}", env!("CARGO_PKG_VERSION"))?;
             Ok(ExitCode::SUCCESS)
@@ -269,7 +278,7 @@ fn run(cli: Cli, out: &mut dyn Write) -> Result<ExitCode, Error> {
 async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result<ExitCode, Error> {
     match verb {
         Verb::Agent(_) | Verb::Certs(_) | Verb::Version => {}
-        Verb::Store(StoreVerb::Restore(_)) => {}
+        Verb::Store(StoreVerb::Restore(_)) | Verb::Policy(PolicyVerb::Validate(_)) => {}
         Verb::Store(StoreVerb::Backup { file }) => store::backup(client, &file, out).await?,
         Verb::Status {
             verbose,

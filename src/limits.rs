@@ -310,6 +310,11 @@ pub const POLICY_FILE_BYTES_MAX: u64 = 1 << 20;
 pub const POLICY_FILES_MAX: usize = 4096;
 /// Most ports in one `toPorts` element, as in Cilium.
 pub const POLICY_PORTS_MAX: usize = 40;
+/// Most fields in one `icmps` element, as in Cilium.
+pub const POLICY_ICMP_FIELDS_MAX: usize = 40;
+/// Most nodes that the aliases of a policy file stand for together: many more than people write,
+/// about 20 MB while the file is read.
+pub const POLICY_ALIASED_EVENTS_MAX: usize = 100_000;
 /// Policy events waiting for the engine; the directory watcher waits when it is full.
 pub const POLICY_EVENTS_MAX: usize = 64;
 /// How long the policy directory must be quiet before it is read: long enough for a writer's next

@@ -9,7 +9,7 @@
 //! gets wider by a part that was skipped.
 pub use self::{
     engine::{Engine, Options},
-    parse::{ParseError, Refusal, parse},
+    parse::{ParseError, Refusal, parse, parse_noting},
     rule::{Grant, Kind, Origin, Peer, Peers, Policy, Port, Rule},
     selector::{Operator, Requirement, Selector},
     verdict::{Verdict, verdict},

@@ -429,7 +429,8 @@ async fn settle(woken: &mut mpsc::Receiver<()>) {
     }
 }
 
-fn is_policy_file(file: &Path) -> bool {
+/// Whether a file of the directory is read: by its name.
+pub(crate) fn is_policy_file(file: &Path) -> bool {
     let name = file
         .file_name()
         .is_some_and(|n| !n.as_encoded_bytes().starts_with(b"."));

@@ -90,7 +90,7 @@ pub struct Grant {
     pub deny: bool,
     /// Who.
     pub peers: Peers,
-    /// On which ports; empty means all ports of all protocols.
+    /// On which ports, sorted and unique; empty means all ports of all protocols.
     pub ports: Vec<Port>,
 }
 
@@ -115,7 +115,7 @@ pub enum Peer {
     Cidr {
         /// Addresses in it.
         cidr: IpPrefix,
-        /// But not those in these, which lie inside it.
+        /// But not those in these, which lie inside it; sorted and unique.
         except: Vec<IpPrefix>,
     },
 }
@@ -141,7 +141,7 @@ pub enum Port {
     Named {
         /// IP protocol number; `None` for whichever the name has.
         protocol: Option<u8>,
-        /// The name.
+        /// In lower case: the case of names of ports does not count.
         name: String,
     },
     /// An ICMP type.

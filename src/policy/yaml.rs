@@ -1,6 +1,6 @@
 //! YAML as a tree that knows its lines, and a cursor that knows its field path, so that every
 //! complaint can say where.
-use std::{fmt, fmt::Write as _, path::Path};
+use std::{collections::HashSet, fmt, fmt::Write as _, path::Path};
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
@@ -166,6 +166,14 @@ impl<'a> At<'a> {
         }
     }
 
+    /// The field's whole number.
+    pub(super) fn integer(&self) -> Result<i128, ParseError> {
+        match self.node.value {
+            Tree::Integer(number) => Ok(number),
+            _ => Err(self.wrong_type("a whole number")),
+        }
+    }
+
     /// The list's elements.
     pub(super) fn list(&self) -> Result<Vec<Self>, ParseError> {
         let Tree::List(list) = &self.node.value else {
@@ -185,7 +193,8 @@ impl<'a> At<'a> {
         let Tree::Map(map) = &self.node.value else {
             return Err(self.wrong_type("a mapping"));
         };
-        let mut entries: Vec<(&str, Self)> = Vec::with_capacity(map.len());
+        let mut entries = Vec::with_capacity(map.len());
+        let mut names = HashSet::with_capacity(map.len());
         for (name, node) in map {
             let mut path = self.path.clone();
             if !path.is_empty() {
@@ -204,28 +213,29 @@ impl<'a> At<'a> {
                 line: name.referenced.line(),
                 path,
             };
-            if entries.iter().any(|(n, _)| *n == name.value) {
+            if !names.insert(name.value.as_str()) {
                 return Err(at.refuse(Refusal::Duplicate));
             }
-            entries.push((&name.value, at));
+            entries.push((name.value.as_str(), at));
         }
         Ok(entries)
     }
 
-    /// The mapping's fields, all of which must be `known`; those in `unsupported` are refused with
-    /// the given advice, others as misspelt.
-    pub(super) fn fields(
+    /// The mapping's fields, all of which must be `known`.
+    pub(super) fn fields(&self, known: &[&str]) -> Result<Fields<'a>, ParseError> {
+        self.fields_or(known, |_, field| Err(field.refuse(Refusal::UnknownField)))
+    }
+
+    /// The mapping's fields; those that are not `known` are for `other` to refuse.
+    pub(super) fn fields_or(
         &self,
         known: &[&str],
-        unsupported: &[(&str, &'static str)],
+        mut other: impl FnMut(&str, &Self) -> Result<(), ParseError>,
     ) -> Result<Fields<'a>, ParseError> {
         let entries = self.entries()?;
-        for (name, at) in &entries {
-            if let Some((_, instead)) = unsupported.iter().find(|(n, _)| n == name) {
-                return Err(at.refuse(Refusal::Unsupported { instead }));
-            }
+        for (name, field) in &entries {
             if !known.contains(name) {
-                return Err(at.refuse(Refusal::UnknownField));
+                other(name, field)?;
             }
         }
         Ok(Fields {
@@ -243,17 +253,17 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The mapping itself, to complain about.
-    pub(super) const fn at(&self) -> &At<'a> {
-        &self.at
-    }
-
     /// One field. Present with nothing in it counts as present: what that means is never guessed.
     pub(super) fn get(&self, name: &str) -> Option<&At<'a>> {
         self.entries
             .iter()
             .find(|(n, _)| *n == name)
             .map(|(_, at)| at)
+    }
+
+    /// True if the field is there, whatever it holds.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
     }
 
     /// One field that must be there.

@@ -121,10 +121,10 @@ async fn a_bad_file_keeps_its_last_good_version() {
     for (bad, place) in [
         (
             GOOD.replace("NAME", "good")
-                .replace("[{}]", "[{fromCIDR: [10.0.0.0/8]}]"),
-            "a.yaml:4: spec.ingress[0].fromCIDR: ",
+                .replace("[{}]", "[{fromNodes: [{}]}]"),
+            "a.yaml:4: spec.ingress[0].fromNodes: ",
         ),
-        (String::new(), "a.yaml: holds no document"),
+        (String::new(), "a.yaml: holds no policy"),
         ("kind: {".to_owned(), "not readable as YAML"),
     ] {
         fs::write(&file, bad).unwrap();

@@ -264,7 +264,7 @@ fn everything_that_is_not_enforced_is_refused_with_its_place() {
     let value = |r: &R| matches!(r, R::Value { .. });
     let wrong_type = |r: &R| matches!(r, R::WrongType { .. });
     let missing = |r: &R| matches!(r, R::Missing { .. });
-    let empty_list = |r: &R| matches!(r, R::EmptyList { .. });
+    let misplaced = |r: &R| matches!(r, R::Misplaced { .. });
     let spec = |rest: &str| {
         with_spec(&format!(
             "{{endpointSelector: {{}}, ingress: [{{}}], {rest}}}"
@@ -287,13 +287,13 @@ fn everything_that_is_not_enforced_is_refused_with_its_place() {
         ),
         (
             doc.replace("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"),
-            "kind",
-            &|r| *r == R::Kind("CiliumClusterwideNetworkPolicy".into()),
+            "metadata.namespace",
+            &misplaced,
         ),
         (
-            doc.replace("CiliumNetworkPolicy", "NetworkPolicy"),
-            "kind",
-            &|r| matches!(r, R::Kind(_)),
+            doc.replace("CiliumNetworkPolicy", "AdminNetworkPolicy"),
+            "",
+            &|r| *r == R::Kind("AdminNetworkPolicy".into()),
         ),
         (doc.replace("kind: CiliumNetworkPolicy, ", ""), "", &missing),
         (doc.replace("name: p, ", ""), "metadata", &missing),
@@ -302,11 +302,11 @@ fn everything_that_is_not_enforced_is_refused_with_its_place() {
         (doc.replace("spec:", "spek:"), "spek", &unknown),
         (doc.replace("spec:", "status:"), "", &missing),
         (with_spec("{ingress: [{}]}"), "spec", &missing),
-        (with_spec("{endpointSelector: {}}"), "spec", &missing),
+        (with_spec("{endpointSelector: {}}"), "spec", &misplaced),
         (
             with_spec("{endpointSelector: {}, ingress: []}"),
-            "spec.ingress",
-            &empty_list,
+            "spec",
+            &misplaced,
         ),
         (
             with_spec("{endpointSelector: null, ingress: [{}]}"),
@@ -316,30 +316,22 @@ fn everything_that_is_not_enforced_is_refused_with_its_place() {
         (
             with_spec("{nodeSelector: {}, ingress: [{}]}"),
             "spec.nodeSelector",
-            &unsupported,
+            &misplaced,
         ),
-        (spec("egress: [{}]"), "spec.egress", &unsupported),
-        (spec("ingressDeny: [{}]"), "spec.ingressDeny", &unsupported),
-        (spec("egressDeny: [{}]"), "spec.egressDeny", &unsupported),
         (spec("ingres: [{}]"), "spec.ingres", &unknown),
-        (
-            spec("enableDefaultDeny: {egress: true}"),
-            "spec.enableDefaultDeny.egress",
-            &unsupported,
-        ),
         (
             spec("enableDefaultDeny: {ingress: 'no'}"),
             "spec.enableDefaultDeny.ingress",
             &wrong_type,
         ),
         (
-            with_entry("{fromCIDR: [10.0.0.0/8]}"),
-            "spec.ingress[0].fromCIDR",
-            &unsupported,
+            with_entry("{fromCIDR: [10.0.0.0/33]}"),
+            "spec.ingress[0].fromCIDR[0]",
+            &value,
         ),
         (
-            with_entry("{fromCIDRSet: []}"),
-            "spec.ingress[0].fromCIDRSet",
+            with_entry("{fromCIDRSet: [{cidrGroupRef: g}]}"),
+            "spec.ingress[0].fromCIDRSet[0].cidrGroupRef",
             &unsupported,
         ),
         (
@@ -360,7 +352,7 @@ fn everything_that_is_not_enforced_is_refused_with_its_place() {
         (
             with_entry("{icmps: []}"),
             "spec.ingress[0].icmps",
-            &unsupported,
+            &misplaced,
         ),
         (
             with_entry("{authentication: {}}"),
@@ -401,19 +393,14 @@ fn everything_that_is_not_enforced_is_refused_with_its_place() {
         (
             with_entry("{toPorts: []}"),
             "spec.ingress[0].toPorts",
-            &empty_list,
+            &misplaced,
         ),
         (with_entry("{toPorts: }"), "spec.ingress[0].toPorts", &null),
         (ports("{}"), "spec.ingress[0].toPorts[0]", &missing),
         (
             ports("{ports: []}"),
             "spec.ingress[0].toPorts[0].ports",
-            &empty_list,
-        ),
-        (
-            ports("{ports: [{}]}"),
-            "spec.ingress[0].toPorts[0].ports[0]",
-            &missing,
+            &misplaced,
         ),
         (
             ports("{ports: [{port: '80'}], rules: {http: [{}]}}"),
@@ -421,14 +408,9 @@ fn everything_that_is_not_enforced_is_refused_with_its_place() {
             &unsupported,
         ),
         (
-            ports("{ports: [{port: http}]}"),
+            ports("{ports: [{port: ht--tp}]}"),
             "spec.ingress[0].toPorts[0].ports[0].port",
-            &unsupported,
-        ),
-        (
-            ports("{ports: [{port: '0'}]}"),
-            "spec.ingress[0].toPorts[0].ports[0].port",
-            &unsupported,
+            &value,
         ),
         (
             ports("{ports: [{port: 65536}]}"),
@@ -446,14 +428,14 @@ fn everything_that_is_not_enforced_is_refused_with_its_place() {
             &value,
         ),
         (
-            ports("{ports: [{port: '80', endPort: 90}]}"),
+            ports("{ports: [{port: '0', endPort: 90}]}"),
             "spec.ingress[0].toPorts[0].ports[0].endPort",
-            &unsupported,
+            &misplaced,
         ),
         (
             ports("{ports: [{port: '80', protocol: ICMP}]}"),
             "spec.ingress[0].toPorts[0].ports[0].protocol",
-            &value,
+            &misplaced,
         ),
         (
             ports(&format!("{{ports: [{many}]}}")),
@@ -498,7 +480,7 @@ fn everything_that_is_not_enforced_is_refused_with_its_place() {
         (
             peer("{matchExpressions: [{key: app, operator: Exists, values: [a]}]}"),
             "spec.ingress[0].fromEndpoints[0].matchExpressions[0].values",
-            &unsupported,
+            &misplaced,
         ),
         (
             peer("{matchExpressions: [{key: app, operator: Like, values: [a]}]}"),
@@ -523,8 +505,9 @@ fn a_refusal_names_file_line_field_and_way_out() {
     let error = parse(&text, Path::new("dir/guide.yaml")).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "policy file dir/guide.yaml:17: spec.ingress[0].toPorts[0].rules: not supported; \
-         remove it if the whole port may be allowed; requests are not looked into"
+        "policy file dir/guide.yaml:17: spec.ingress[0].toPorts[0].rules: requests are not looked \
+         into (layer 7); remove it if the whole port may be allowed, or annotate the policy with \
+         policy.tombolo.io/unsupported: fail-closed"
     );
     let second = format!("{GUIDE}---\n{GUIDE}");
     assert_eq!(
