@@ -9,4 +9,5 @@ mod cluster;
 mod enforcer;
 mod lab;
 mod mesh;
+mod policy;
 mod story;
