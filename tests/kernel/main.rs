@@ -9,5 +9,6 @@ mod cluster;
 mod enforcer;
 mod lab;
 mod mesh;
+mod packets;
 mod policy;
 mod story;

@@ -40,7 +40,11 @@ pub(crate) fn aim(rng: &mut StdRng, world: &World) -> Aim {
 fn cilium(rng: &mut StdRng, world: &World, policy: &CiliumPolicy) -> Aim {
     let rules: Vec<_> = policy.spec.iter().chain(&policy.specs).collect();
     let rule = *rules.choose(rng).unwrap();
-    let init = rule.subject.labels.iter().any(|(key, _)| key == "reserved:init");
+    let init = rule
+        .subject
+        .labels
+        .iter()
+        .any(|(key, _)| key == "reserved:init");
     let endpoint = match &policy.namespace {
         Some(namespace) => in_namespace(rng, world, namespace),
         None if init => world.endpoints.iter().position(|e| e.identity == 5),
@@ -78,7 +82,10 @@ fn cilium(rng: &mut StdRng, world: &World, policy: &CiliumPolicy) -> Aim {
 
 fn kubernetes(rng: &mut StdRng, world: &World, policy: &NetworkPolicy) -> Aim {
     let mut entries = Vec::new();
-    for (way, section) in [(Way::Ingress, &policy.ingress), (Way::Egress, &policy.egress)] {
+    for (way, section) in [
+        (Way::Ingress, &policy.ingress),
+        (Way::Egress, &policy.egress),
+    ] {
         entries.extend(section.iter().flatten().map(|entry| (way, entry)));
     }
     let endpoint = in_namespace(rng, world, &policy.namespace);
@@ -126,7 +133,14 @@ fn peer(rng: &mut StdRng, peers: &Peers) -> Option<IpAddr> {
             "host" => HOST.choose(rng)?.parse().ok(),
             "world-ipv6" => "fd77::1".parse().ok(),
             entity => {
-                let names = ["unmanaged", "health", "init", "remote-node", "kube-apiserver", "ingress"];
+                let names = [
+                    "unmanaged",
+                    "health",
+                    "init",
+                    "remote-node",
+                    "kube-apiserver",
+                    "ingress",
+                ];
                 let place = names.iter().position(|name| *name == entity)?;
                 format!("10.2.200.{}", place + 3).parse().ok()
             }
@@ -168,7 +182,11 @@ fn at_port(rng: &mut StdRng, world: &World, aim: Aim, port: &Port, protocols: &[
             let last = port.end.unwrap_or(first);
             let numbers = [first, last, first - 1, last.saturating_add(1)];
             let number = numbers[rng.random_range(0..7) % 4];
-            let number = if (40_000..60_000).contains(&number) { 80 } else { number };
+            let number = if (40_000..60_000).contains(&number) {
+                80
+            } else {
+                number
+            };
             Aim {
                 load: Some(of(protocol, number)),
                 ..aim

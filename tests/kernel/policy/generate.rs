@@ -31,8 +31,15 @@ const SOURCES: std::ops::Range<u16> = 40_000..60_000;
 const PORTS: [u16; 16] = [
     80, 80, 443, 8080, 8080, 53, 9000, 8000, 8999, 5000, 5007, 5008, 4999, 1023, 1024, 65535,
 ];
-/// Identities whose labels nobody publishes.
+/// An identity whose labels nobody publishes.
 const UNPUBLISHED: u32 = 3 << 16 | 999;
+/// What east publishes as prefixes, one inside of the other, with identities of their own: none of
+/// their addresses has names for ports.
+const NETS: [(&str, u32); 3] = [
+    ("10.50.0.0/16", 2 << 16 | 0x110),
+    ("10.50.8.0/24", 2 << 16 | 0x111),
+    ("fd00:50::/32", 2 << 16 | 0x112),
+];
 
 /// The next packet's source port.
 #[derive(Debug)]
@@ -85,39 +92,37 @@ pub(crate) fn world(rng: &mut StdRng) -> World {
         addresses.insert(Net::of(&format!("10.2.200.{identity}")), plain(identity));
     }
     for identity in [4, 6, 7, 8, 10] {
-        addresses.insert(Net::of(&format!("fd00:2:200::{identity:x}")), plain(identity));
+        addresses.insert(
+            Net::of(&format!("fd00:2:200::{identity:x}")),
+            plain(identity),
+        );
     }
     for address in HOST {
         addresses.insert(Net::of(address), plain(1));
     }
     addresses.insert(Net::of("10.3.9.9"), plain(UNPUBLISHED));
-    addresses.insert(Net::of("10.50.0.0/16"), plain(2 << 16 | 0x100));
-    addresses.insert(Net::of("10.50.8.0/24"), plain(3 << 16 | 0x101));
-    addresses.insert(Net::of("fd00:50::/32"), plain(2 << 16 | 0x102));
+    for (place, (net, identity)) in NETS.into_iter().enumerate() {
+        let mut labels = pod_labels(rng, 2);
+        labels.push(k8s("place", &place.to_string()));
+        identities.insert(identity, labels);
+        addresses.insert(Net::of(net), plain(identity));
+    }
+    let enforcement = match rng.random_range(0..6) {
+        0 => Enforcement::Always,
+        1 => Enforcement::Never,
+        _ => Enforcement::Default,
+    };
     let mut world = World {
         cluster: CLUSTERS[0],
         default_local: rng.random_bool(0.4),
-        enforcement: *[
-            Enforcement::Default,
-            Enforcement::Default,
-            Enforcement::Default,
-            Enforcement::Default,
-            Enforcement::Always,
-            Enforcement::Never,
-        ]
-        .choose(rng)
-        .unwrap(),
+        enforcement,
         endpoints,
         identities,
         addresses,
         files: BTreeMap::new(),
     };
-    if world.enforcement == Enforcement::Never {
-        // What `never` means for `init`, which is always enforced, nobody says.
-        world.endpoints.pop();
-    }
     for number in 0..6 {
-        let file = policies::file(rng, &world, number);
+        let file = policies::file(rng, number);
         world.files.insert(file_name(number), file);
     }
     world
@@ -233,12 +238,12 @@ pub(crate) enum Change {
     Ports(usize, Vec<NamedPort>),
 }
 
-pub(crate) fn change(rng: &mut StdRng, world: &World) -> Change {
+pub(crate) fn change(rng: &mut StdRng) -> Change {
     match rng.random_range(0..10) {
         0..4 => {
             let number = rng.random_range(0..8);
             let keep = rng.random_bool(0.7);
-            let file = keep.then(|| policies::file(rng, world, number));
+            let file = keep.then(|| policies::file(rng, number));
             Change::File(file_name(number), file)
         }
         4..6 => {
@@ -260,13 +265,7 @@ pub(crate) fn change(rng: &mut StdRng, world: &World) -> Change {
             Change::Address(host(address), rng.random_bool(0.6).then_some(owner))
         }
         8 => {
-            let (net, identity) = *[
-                ("10.50.8.0/24", 3 << 16 | 0x101),
-                ("10.50.0.0/16", 2 << 16 | 0x103),
-                ("fd00:50::/32", 2 << 16 | 0x104),
-            ]
-            .choose(rng)
-            .unwrap();
+            let (net, identity) = *NETS.choose(rng).unwrap();
             let owner = rng.random_bool(0.5).then(|| plain(identity));
             Change::Address(Net::of(net), owner)
         }
@@ -325,17 +324,18 @@ pub(crate) fn packet(rng: &mut StdRng, world: &World, sources: &mut Sources) -> 
             }
         }
     });
-    let way = *[Way::Ingress, Way::Egress].choose(rng).unwrap();
+    let any = *[Way::Ingress, Way::Egress].choose(rng).unwrap();
+    let way = aim.way.unwrap_or(any);
     Packet {
         endpoint,
-        way: aim.way.unwrap_or(way),
+        way,
         remote,
-        load: aim.load.unwrap_or_else(|| load(rng, remote)),
+        load: aim.load.unwrap_or_else(|| load(rng, way, remote)),
         source: sources.take(),
     }
 }
 
-fn load(rng: &mut StdRng, remote: IpAddr) -> Load {
+fn load(rng: &mut StdRng, way: Way, remote: IpAddr) -> Load {
     let port = *PORTS.choose(rng).unwrap();
     match rng.random_range(0..100) {
         0..46 => Load::Tcp(port),
@@ -343,7 +343,9 @@ fn load(rng: &mut StdRng, remote: IpAddr) -> Load {
         68..82 => Load::Sctp(port),
         82..97 if remote.is_ipv4() => Load::Icmp(*[8, 8, 0, 3, 11, 13].choose(rng).unwrap()),
         82..97 => Load::Icmp(*[128, 128, 129, 1, 3].choose(rng).unwrap()),
-        _ => Load::Other(47),
+        // Without ports an answer looks like a new flow the other way: so each way has its own.
+        _ if way == Way::Ingress => Load::Other(47),
+        _ => Load::Other(89),
     }
 }
 

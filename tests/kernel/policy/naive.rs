@@ -123,14 +123,17 @@ struct Judge<'a> {
 impl Judge<'_> {
     fn verdict(&mut self) -> bool {
         let world = self.world;
-        if world.enforcement == Enforcement::Never {
+        let init = self
+            .endpoint
+            .labels
+            .contains(&label("reserved", "init", ""));
+        self.rows.hit_if(init, "6.2 init is always enforced");
+        if world.enforcement == Enforcement::Never && !init {
             self.rows.hit("6.2 enforcement never");
             return true;
         }
         let always = world.enforcement == Enforcement::Always;
         self.rows.hit_if(always, "6.2 enforcement always");
-        let init = self.endpoint.labels.contains(&label("reserved", "init", ""));
-        self.rows.hit_if(init, "6.2 init is always enforced");
 
         let mut says = Vec::new();
         for policy in world.files.values().flatten() {
@@ -172,7 +175,11 @@ impl Judge<'_> {
     fn selects(&mut self, policy: &CiliumPolicy, rule: &CiliumRule) -> bool {
         let mut subject = rule.subject.clone();
         if let Some(namespace) = &policy.namespace {
-            if !self.endpoint.labels.contains(&k8s(NAMESPACE_KEY, namespace)) {
+            if !self
+                .endpoint
+                .labels
+                .contains(&k8s(NAMESPACE_KEY, namespace))
+            {
                 return false;
             }
             self.rows.hit("6.3 subject confined to the namespace");
@@ -196,7 +203,8 @@ impl Judge<'_> {
         match enable {
             Some(false) if by_section => self.rows.hit("6.2 enableDefaultDeny false"),
             Some(true) if !by_section => {
-                self.rows.hit("6.2 enableDefaultDeny true without a section");
+                self.rows
+                    .hit("6.2 enableDefaultDeny true without a section");
             }
             None if !allows.is_empty() => self.rows.hit("6.2 default deny by an allow section"),
             None if !denies.is_empty() => self.rows.hit("6.2 default deny by a deny section"),
@@ -260,7 +268,8 @@ impl Judge<'_> {
             load |= self.icmp(icmp);
         }
         let only_peer = entry.peers.is_some() && !load;
-        self.rows.hit_if(only_peer, "6.1 peer matches, port does not");
+        self.rows
+            .hit_if(only_peer, "6.1 peer matches, port does not");
         load
     }
 
@@ -306,7 +315,8 @@ impl Judge<'_> {
         selector: &Selector,
     ) -> bool {
         let Some(labels) = self.peer.labels.clone() else {
-            self.rows.hit("6.4 nothing but all matches an unknown identity");
+            self.rows
+                .hit("6.4 nothing but all matches an unknown identity");
             return false;
         };
         let keys: Vec<&str> = keys(selector).collect();
@@ -317,7 +327,9 @@ impl Judge<'_> {
             return self.rows.hit_if(true, "6.3 peer of reserved keys only");
         }
         let namespace = keys.iter().any(|key| name(key) == NAMESPACE_KEY);
-        let of_namespace = keys.iter().any(|key| name(key).starts_with(NAMESPACE_LABELS));
+        let of_namespace = keys
+            .iter()
+            .any(|key| name(key).starts_with(NAMESPACE_LABELS));
         let in_namespace = match &policy.namespace {
             Some(_) if namespace => self.rows.hit_if(true, "6.3 peer's namespace named"),
             Some(_) if of_namespace => self.rows.hit_if(true, "6.3 peer's namespace labels named"),
@@ -325,7 +337,10 @@ impl Judge<'_> {
                 let inside = self.peer.has(&k8s(NAMESPACE_KEY, own));
                 self.rows.hit("6.3 peer confined to the namespace");
                 let foreign = inside && self.peer.pod_of(self.world, false);
-                self.rows.hit_if(foreign && !self.world.default_local, "6.3 namespace sameness across clusters");
+                self.rows.hit_if(
+                    foreign && !self.world.default_local,
+                    "6.3 namespace sameness across clusters",
+                );
                 inside
             }
             None if keys_of_subject(rule).any(|key| key == "reserved:init") => {
@@ -333,7 +348,9 @@ impl Judge<'_> {
             }
             None => {
                 self.rows.hit("6.3 clusterwide peers are pods");
-                labels.iter().any(|l| l.source == "k8s" && l.key == NAMESPACE_KEY)
+                labels
+                    .iter()
+                    .any(|l| l.source == "k8s" && l.key == NAMESPACE_KEY)
             }
         };
         let cluster = keys.iter().any(|key| name(key) == CLUSTER_KEY);
@@ -402,7 +419,8 @@ impl Judge<'_> {
         let excepted = block.except.iter().any(|net| net.contains(outside));
         self.rows.hit_if(by_address && excepted, "6.5 except");
         let inside = by_address && !excepted;
-        self.rows.hit_if(inside && cidr.bits == 0, "6.5 default route");
+        self.rows
+            .hit_if(inside && cidr.bits == 0, "6.5 default route");
         inside
     }
 
@@ -443,7 +461,9 @@ impl Judge<'_> {
                     self.rows.hit_if(!inside, "6.6 outside of endPort");
                     self.rows.hit_if(inside, "6.6 endPort")
                 }
-                Some(_) => self.rows.hit_if(number == first, "6.6 endPort not above port"),
+                Some(_) => self
+                    .rows
+                    .hit_if(number == first, "6.6 endPort not above port"),
                 None => self.rows.hit_if(number == first, "6.6 number"),
             },
             Some(PortText::Name(name)) => self.named_port(name, protocol, number),
@@ -581,7 +601,9 @@ impl Judge<'_> {
                 ("6.8 peer podSelector", self.peer.has(&own))
             }
             Some(empty) if *empty == Selector::default() => {
-                let any = labels.iter().any(|l| l.source == "k8s" && l.key == NAMESPACE_KEY);
+                let any = labels
+                    .iter()
+                    .any(|l| l.source == "k8s" && l.key == NAMESPACE_KEY);
                 ("6.8 empty namespaceSelector", any)
             }
             Some(namespaces) => {
@@ -591,7 +613,8 @@ impl Judge<'_> {
         };
         let matched = cluster && by_pods && by_namespace;
         let both = pods.is_some() && namespaces.is_some();
-        self.rows.hit_if(matched && both, "6.8 podSelector and namespaceSelector");
+        self.rows
+            .hit_if(matched && both, "6.8 podSelector and namespaceSelector");
         self.rows.hit_if(matched, row)
     }
 
@@ -625,8 +648,7 @@ impl Judge<'_> {
             Operator::DoesNotExist => ("6.3 DoesNotExist", !exists),
         };
         self.rows.hit_if(holds, row);
-        self.key(key, holds && exists, labels)
-            || (holds && !exists)
+        self.key(key, holds && exists, labels) || (holds && !exists)
     }
 
     /// Counts the way in which the key of a label that was found is written; gives `found` back.
@@ -639,7 +661,9 @@ impl Judge<'_> {
                 Some(_) => "6.3 k8s: key",
             });
         }
-        let elsewhere = labels.iter().any(|l| l.key == name(key) && !has_source(key, l));
+        let elsewhere = labels
+            .iter()
+            .any(|l| l.key == name(key) && !has_source(key, l));
         self.rows.hit_if(elsewhere, "6.3 key of another source");
         found
     }

@@ -4,9 +4,9 @@ use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
 use super::{
     generate::{APPS, CLUSTERS, NAMESPACES, TEAMS},
     model::{
-        Block, CLUSTER_KEY, CiliumPolicy, CiliumRule, Entry, Enforcement, Expression, Icmp,
-        IcmpText, KubernetesEntry, KubernetesPeer, NAMESPACE_KEY, NAMESPACE_LABELS, Net,
-        NetworkPolicy, Operator, Peers, Policy, Port, PortText, Selector, Way, World,
+        Block, CLUSTER_KEY, CiliumPolicy, CiliumRule, Entry, Expression, Icmp, IcmpText,
+        KubernetesEntry, KubernetesPeer, NAMESPACE_KEY, NAMESPACE_LABELS, Net, NetworkPolicy,
+        Operator, Peers, Policy, Port, PortText, Selector, Way,
     },
 };
 
@@ -47,22 +47,19 @@ const ENTITIES: [&str; 14] = [
 const NAMES: [&str; 4] = ["http", "http", "dns", "metrics"];
 
 /// One or two policies.
-pub(crate) fn file(rng: &mut StdRng, world: &World, number: u32) -> Vec<Policy> {
+pub(crate) fn file(rng: &mut StdRng, number: u32) -> Vec<Policy> {
     let count = rng.random_range(1..=2);
     (0..count)
-        .map(|place| policy(rng, world, &format!("p{number}-{place}")))
+        .map(|place| policy(rng, &format!("p{number}-{place}")))
         .collect()
 }
 
-fn policy(rng: &mut StdRng, world: &World, name: &str) -> Policy {
+fn policy(rng: &mut StdRng, name: &str) -> Policy {
     let name = name.to_owned();
     let namespace = (*NAMESPACES.choose(rng).unwrap()).to_owned();
     match rng.random_range(0..10) {
         0..5 => Policy::Cilium(cilium(rng, Some(namespace), name)),
-        // `init` has no namespace; it is always enforced.
-        5..7 if world.enforcement != Enforcement::Never => {
-            Policy::Cilium(cilium(rng, None, name))
-        }
+        5..7 => Policy::Cilium(cilium(rng, None, name)),
         _ => Policy::Kubernetes(kubernetes(rng, namespace, name)),
     }
 }
@@ -70,7 +67,11 @@ fn policy(rng: &mut StdRng, world: &World, name: &str) -> Policy {
 fn cilium(rng: &mut StdRng, namespace: Option<String>, name: String) -> CiliumPolicy {
     let namespaced = namespace.is_some();
     let shape = rng.random_range(0..4);
-    let specs = if shape >= 2 { rng.random_range(1..=2) } else { 0 };
+    let specs = if shape >= 2 {
+        rng.random_range(1..=2)
+    } else {
+        0
+    };
     CiliumPolicy {
         namespace,
         name,
@@ -99,7 +100,10 @@ fn rule(rng: &mut StdRng, namespaced: bool) -> CiliumRule {
         &rule.egress,
         &rule.egress_deny,
     ];
-    if !sections.iter().any(|s| s.as_ref().is_some_and(|s| !s.is_empty())) {
+    if !sections
+        .iter()
+        .any(|s| s.as_ref().is_some_and(|s| !s.is_empty()))
+    {
         rule.egress = Some(vec![entry(rng, namespaced)]);
     }
     for value in &mut rule.default_deny {
@@ -191,7 +195,9 @@ fn key(rng: &mut StdRng, name: &str) -> String {
 fn pods(rng: &mut StdRng) -> Selector {
     let app = *APPS.choose(rng).unwrap();
     let other = *APPS.choose(rng).unwrap();
-    let zone = *["any:zone", "zone", "k8s:zone", "cloud:zone"].choose(rng).unwrap();
+    let zone = *["any:zone", "zone", "k8s:zone", "cloud:zone"]
+        .choose(rng)
+        .unwrap();
     let app_key = key(rng, "app");
     let tier_key = key(rng, "tier");
     let list = match rng.random_range(0..10) {
@@ -230,7 +236,14 @@ fn clusterwide_subject(rng: &mut StdRng) -> Selector {
 
 /// A peer of a Cilium policy: by its pod's labels, its namespace, its cluster, or a reserved one.
 fn peer(rng: &mut StdRng, namespaced: bool) -> Selector {
-    let reserved = ["host", "health", "remote-node", "kube-apiserver", "ingress", "init"];
+    let reserved = [
+        "host",
+        "health",
+        "remote-node",
+        "kube-apiserver",
+        "ingress",
+        "init",
+    ];
     if rng.random_bool(0.15) {
         let key = format!("reserved:{}", reserved.choose(rng).unwrap());
         return if rng.random_bool(0.5) {
@@ -249,23 +262,33 @@ fn peer(rng: &mut StdRng, namespaced: bool) -> Selector {
     let team_key = key(rng, &format!("{NAMESPACE_LABELS}team"));
     match rng.random_range(0..12) {
         0..2 => selector.labels.push((namespace_key, namespace.to_owned())),
-        2 => selector.expressions.push(expression(&namespace_key, Operator::In, &NAMESPACES)),
-        3 => selector.expressions.push(expression(&namespace_key, Operator::Exists, &[])),
+        2 => selector
+            .expressions
+            .push(expression(&namespace_key, Operator::In, &NAMESPACES)),
+        3 => selector
+            .expressions
+            .push(expression(&namespace_key, Operator::Exists, &[])),
         // What a clusterwide policy adds makes another sense of these.
         4 if namespaced => {
             let other = expression(&namespace_key, Operator::NotIn, &[namespace]);
             selector.expressions.push(other);
         }
         5 => selector.labels.push((team_key, team.to_owned())),
-        6 => selector.expressions.push(expression(&team_key, Operator::NotIn, &[team])),
+        6 => selector
+            .expressions
+            .push(expression(&team_key, Operator::NotIn, &[team])),
         _ => {}
     }
     let cluster_key = key(rng, CLUSTER_KEY);
     let cluster = *CLUSTERS.choose(rng).unwrap();
     match rng.random_range(0..10) {
         0..2 => selector.labels.push((cluster_key, cluster.to_owned())),
-        2..4 => selector.expressions.push(expression(&cluster_key, Operator::Exists, &[])),
-        4 => selector.expressions.push(expression(&cluster_key, Operator::NotIn, &[cluster])),
+        2..4 => selector
+            .expressions
+            .push(expression(&cluster_key, Operator::Exists, &[])),
+        4 => selector
+            .expressions
+            .push(expression(&cluster_key, Operator::NotIn, &[cluster])),
         _ => {}
     }
     selector
@@ -322,14 +345,18 @@ fn port(rng: &mut StdRng) -> Port {
 fn icmps(rng: &mut StdRng) -> Vec<Vec<Icmp>> {
     let count = rng.random_range(1..=3);
     let fields = (0..count).map(|_| {
-        let family = *[None, Some("IPv4"), Some("IPv6"), Some("IPv6")].choose(rng).unwrap();
+        let family = *[None, Some("IPv4"), Some("IPv6"), Some("IPv6")]
+            .choose(rng)
+            .unwrap();
         let numbers: &[u8] = if family == Some("IPv6") {
             &[128, 129, 1, 3]
         } else {
             &[8, 0, 3, 11, 13]
         };
         let kind = if rng.random_bool(0.4) {
-            let name = ["EchoRequest", "EchoRequest", "EchoReply"].choose(rng).unwrap();
+            let name = ["EchoRequest", "EchoRequest", "EchoReply"]
+                .choose(rng)
+                .unwrap();
             IcmpText::Name(name)
         } else {
             IcmpText::Number(*numbers.choose(rng).unwrap())
@@ -377,14 +404,20 @@ fn bare(key: &mut String) {
 }
 
 fn kubernetes_section(rng: &mut StdRng) -> Option<Vec<KubernetesEntry>> {
-    let count = [None, Some(0), Some(1), Some(1), Some(1), Some(2)].choose(rng).unwrap();
+    let count = [None, Some(0), Some(1), Some(1), Some(1), Some(2)]
+        .choose(rng)
+        .unwrap();
     count.map(|count| (0..count).map(|_| kubernetes_entry(rng)).collect())
 }
 
 fn kubernetes_entry(rng: &mut StdRng) -> KubernetesEntry {
-    let count = *[None, Some(0), Some(1), Some(1), Some(1), Some(2), Some(2)].choose(rng).unwrap();
+    let count = *[None, Some(0), Some(1), Some(1), Some(1), Some(2), Some(2)]
+        .choose(rng)
+        .unwrap();
     let peers = count.map(|count| (0..count).map(|_| kubernetes_peer(rng)).collect());
-    let count = *[None, None, Some(0), Some(1), Some(1), Some(2)].choose(rng).unwrap();
+    let count = *[None, None, Some(0), Some(1), Some(1), Some(2)]
+        .choose(rng)
+        .unwrap();
     let ports = count.map(|count| (0..count).map(|_| kubernetes_port(rng)).collect());
     KubernetesEntry { peers, ports }
 }
@@ -418,6 +451,8 @@ fn kubernetes_peer(rng: &mut StdRng) -> KubernetesPeer {
 
 fn kubernetes_port(rng: &mut StdRng) -> Port {
     let mut port = port(rng);
-    port.protocol = *[None, None, Some("TCP"), Some("UDP"), Some("SCTP")].choose(rng).unwrap();
+    port.protocol = *[None, None, Some("TCP"), Some("UDP"), Some("SCTP")]
+        .choose(rng)
+        .unwrap();
     port
 }

@@ -8,15 +8,18 @@ use super::model::{
 
 /// A file with these policies, one document each.
 pub(crate) fn file(policies: &[Policy]) -> String {
-    let mut text = String::new();
-    for policy in policies {
-        text += "---\n";
-        block(&object(policy), 0, &mut text);
-    }
+    policies.iter().map(|p| text(&object(p))).collect()
+}
+
+/// One document.
+pub(crate) fn text(object: &Value) -> String {
+    let mut text = "---\n".to_owned();
+    block(object, 0, &mut text);
     text
 }
 
-fn object(policy: &Policy) -> Value {
+/// What the document says.
+pub(crate) fn object(policy: &Policy) -> Value {
     match policy {
         Policy::Cilium(policy) => cilium(policy),
         Policy::Kubernetes(policy) => kubernetes(policy),
@@ -80,7 +83,8 @@ fn entry(entry: &Entry, way: Way) -> Value {
         };
         out[format!("{side}{name}")] = list;
     }
-    let ports = |list: &Vec<Port>| json!({"ports": list.iter().map(cilium_port).collect::<Value>()});
+    let ports =
+        |list: &Vec<Port>| json!({"ports": list.iter().map(cilium_port).collect::<Value>()});
     if !entry.ports.is_empty() {
         out["toPorts"] = entry.ports.iter().map(ports).collect();
     }

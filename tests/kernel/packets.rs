@@ -1,0 +1,2 @@
+//! Packets made by hand, for what no well-behaved sender sends.
+pub(crate) mod frame;
