@@ -31,10 +31,7 @@ use crate::{
     telemetry, tls,
 };
 
-use self::{
-    datapath::{Datapath, Known},
-    sources::SourceStatus,
-};
+use self::{datapath::Datapath, sources::SourceStatus};
 
 mod cache;
 mod datapath;
@@ -172,17 +169,13 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     }
     let (endpoints, endpoints_view) = watch::channel(Vec::new());
     let datapath = Datapath {
-        engine: policy::Engine::new(policy::Options {
-            cluster: config.cluster_name.clone(),
-            default_local_cluster: config.policy_default_local_cluster,
-        }),
+        engine: datapath::engine(&config, []),
         deltas,
         view: view.clone(),
         endpoint_events: endpoint_receiver,
         policies: policy_events,
         changes: handle.changes.clone(),
         endpoints,
-        known: Known::default(),
     };
     let (cancel, policies_read) = (tasks.token(), readiness.pending("policy"));
     tasks.spawn("datapath", datapath.run(policies_read, cancel));

@@ -21,6 +21,7 @@ pub use self::{
 };
 use crate::{
     limits,
+    policy::Enforcement,
     socket::PATH_BYTES_MAX,
     types::{ClusterId, ClusterName, MaxClusters},
 };
@@ -108,6 +109,8 @@ pub struct Config {
     pub policy_default_local_cluster: bool,
     /// Programs, their maps, and what they guard.
     pub datapath: Datapath,
+    /// Which endpoints are enforced.
+    pub enable_policy: Enforcement,
     /// Form of the log lines.
     pub log_format: LogFormat,
     /// Log debug events too.
@@ -400,6 +403,7 @@ impl Raw {
                 .parse("policy-default-local-cluster", parse_bool)
                 .unwrap_or(true),
             datapath: self.datapath(),
+            enable_policy: self.parse("enable-policy", str::parse).unwrap_or_default(),
             log_format: self
                 .parse("log-format", |text| match text {
                     "logfmt" => Ok(LogFormat::Logfmt),

@@ -218,6 +218,9 @@ pub const PEER_HELD_KEYS_MAX: usize = 1 << 16;
 pub const PEER_HELD_BYTES_MAX: usize = 32 << 20;
 /// Longest part of a refused key that status shows.
 pub const KEY_SHOWN_BYTES: usize = 256;
+/// Ports with names that are kept of an address; more than any pod has, and what is left out is as
+/// if it had no name.
+pub const NAMED_PORTS_MAX: usize = 64;
 /// How often the mesh is written to disk, as far as it changed: what is lost by a crash of the host
 /// is this old, and a large mesh costs a megabyte a second at most.
 pub const SAVE_INTERVAL: Duration = Duration::from_secs(5 * 60);
@@ -317,6 +320,8 @@ pub const POLICY_ICMP_FIELDS_MAX: usize = 40;
 pub const POLICY_ALIASED_EVENTS_MAX: usize = 100_000;
 /// Policy events waiting for the engine; the directory watcher waits when it is full.
 pub const POLICY_EVENTS_MAX: usize = 64;
+/// Identities that a trace lists for each rule; how many there are it says anyway.
+pub const TRACE_IDENTITIES_MAX: usize = 16;
 /// How long the policy directory must be quiet before it is read: long enough for a writer's next
 /// write, short against the time in which a person expects an effect.
 pub const POLICY_DEBOUNCE: Duration = Duration::from_millis(20);

@@ -15,13 +15,14 @@ use std::{
 use crate::{
     keyspace::{ClusterConfig, KeyEvent, Kind},
     lifecycle::queue::Coalescing,
-    types::{ClusterId, ClusterName, IdentityId, IpPrefix, Labels, MaxClusters},
+    types::{ClusterId, ClusterName, IdentityId, IpPrefix, Labels, MaxClusters, NamedPort},
 };
 
 use self::{
     cache::Cache,
     claims::Claims,
     member::Member,
+    ports::Ports,
     prefixes::PrefixSet,
     quota::Quota,
     view::Rejections,
@@ -41,6 +42,7 @@ mod entries;
 mod image;
 mod ip_map;
 mod member;
+mod ports;
 mod prefixes;
 mod propagation;
 #[cfg(test)]
@@ -68,6 +70,14 @@ pub enum Delta {
         prefix: IpPrefix,
         /// Owner and identity.
         target: Option<IpTarget>,
+    },
+    /// The ports of an address have these names, sorted as its record has them; none if empty. Comes
+    /// before the [`Delta::Ip`] of the same address if both change.
+    NamedPorts {
+        /// The address or CIDR.
+        prefix: IpPrefix,
+        /// Them.
+        ports: Arc<[NamedPort]>,
     },
     /// All of a cluster's identities and addresses known at its list were sent: what the kernel
     /// still holds of that cluster and was not sent is stale.
@@ -98,6 +108,8 @@ pub enum DeltaKey {
     Identity(IdentityId),
     /// An address.
     Ip(IpPrefix),
+    /// The names of an address's ports.
+    NamedPorts(IpPrefix),
     /// A cluster's first complete list, or its removal.
     Cluster(ClusterId),
 }
@@ -137,6 +149,7 @@ pub struct Mesh {
     settings: Settings,
     members: HashMap<ClusterName, Member>,
     claims: Claims,
+    ports: Ports,
     /// Addresses and pod CIDRs of the own cluster's nodes: no peer may claim anything in there.
     territory: PrefixSet,
     /// What of it is new, so that peers may hold some of it.
@@ -161,6 +174,7 @@ impl Mesh {
             settings,
             members: HashMap::new(),
             claims: Claims::default(),
+            ports: Ports::default(),
             territory: PrefixSet::default(),
             fresh: PrefixSet::default(),
             waiting: Waiting::default(),

@@ -8,19 +8,26 @@
 //! Always true: a policy that is not understood completely is not applied at all, so that no rule
 //! gets wider by a part that was skipped.
 pub use self::{
-    engine::{Engine, Options},
+    engine::{Enforcement, Engine, Options},
+    names::{RuleName, RuleNames},
     parse::{ParseError, Refusal, parse, parse_noting},
     rule::{Grant, Kind, Origin, Peer, Peers, Policy, Port, Rule},
     selector::{Operator, Requirement, Selector},
+    trace::{
+        Admits, Admitted, Basis, Half, Judgement, Match, Outcome, Party, Question, Side, Trace,
+    },
     verdict::{Verdict, verdict},
 };
 use crate::types::{EndpointId, IdentityId, IpPrefix};
 
+mod cidr;
 pub mod directory;
 mod engine;
+mod names;
 mod parse;
 mod rule;
 mod selector;
+mod trace;
 mod verdict;
 mod yaml;
 

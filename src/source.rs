@@ -94,6 +94,8 @@ pub struct LocalWorkload {
     pub named_ports: Vec<NamedPort>,
     /// True if it runs on this node, so that it can be enforced here.
     pub this_node: bool,
+    /// Nothing of it is dropped by policy, only reported.
+    pub audit: bool,
 }
 
 /// A record as it is to be published: the own cluster's, its identity given.

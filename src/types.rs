@@ -1,5 +1,10 @@
 //! Newtypes shared by all layers: names, ids, labels, address prefixes. No I/O.
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+    sync::Arc,
+};
 
 pub use self::labels::{Label, LabelError, Labels};
 
@@ -167,11 +172,21 @@ impl IdentityId {
     pub const WORLD: Self = Self(2);
     /// Any other node, of this or another cluster.
     pub const REMOTE_NODE: Self = Self(6);
+    /// Everything outside the mesh that has an IPv4 address.
+    pub const WORLD_IPV4: Self = Self(9);
+    /// Everything outside the mesh that has an IPv6 address.
+    pub const WORLD_IPV6: Self = Self(10);
 
     /// True for identities that mean the same in every cluster.
     #[must_use]
     pub const fn is_reserved(self) -> bool {
         self.0 < 256
+    }
+
+    /// True for identities that mean something on this node only, and are never published.
+    #[must_use]
+    pub const fn is_local(self) -> bool {
+        self.0 >> 24 != 0
     }
 
     /// The name of a reserved identity, as in its label `reserved:<name>`.
@@ -226,6 +241,17 @@ pub struct IpPrefix {
 pub struct IpPrefixError(String);
 
 impl IpPrefix {
+    /// All IPv4 addresses.
+    pub const ALL_IPV4: Self = Self {
+        addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        len: 0,
+    };
+    /// All IPv6 addresses.
+    pub const ALL_IPV6: Self = Self {
+        addr: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        len: 0,
+    };
+
     /// A single address.
     #[must_use]
     pub const fn host(addr: IpAddr) -> Self {
@@ -343,6 +369,8 @@ pub struct LocalEndpoint {
     pub interface: Option<String>,
     /// Ports with names.
     pub named_ports: Vec<NamedPort>,
+    /// Nothing of it is dropped by policy, only reported.
+    pub audit: bool,
 }
 
 /// A change of this node's workloads, after identity allocation; what `policy` and `enforcer` see.

@@ -20,7 +20,7 @@ use tombolo::{
         reconcile::Reconciler,
     },
     mesh::IpTarget,
-    policy::{Engine, Options, Origin, parse},
+    policy::{Enforcement, Engine, Options, Origin, parse},
     test_support::process::run_ok,
     types::{
         ClusterId, EndpointEvent, EndpointId, IdentityId, IpPrefix, Labels, LocalEndpoint,
@@ -261,10 +261,12 @@ fn enforce(bpffs: &Path, addresses: u32) -> Result<(Reconciler<Kernel>, u32)> {
 /// What the agent would tell the enforcer of the policy, the workload and the peer.
 fn changes(addresses: u32, max: MaxClusters) -> Result<Vec<Change>> {
     let cluster = ClusterId::new(EAST_ID, max).context("cluster id")?;
-    let mut engine = Engine::new(Options {
+    let options = Options {
         cluster: WEST.parse()?,
         default_local_cluster: true,
-    });
+        enforcement: Enforcement::Default,
+    };
+    let mut engine = Engine::new(options, []);
     let mut out = Vec::new();
     for n in 0..addresses / ADDRESSES_PER_IDENTITY {
         let app = if n == 0 { "stranger" } else { "client" };
@@ -293,6 +295,7 @@ fn changes(addresses: u32, max: MaxClusters) -> Result<Vec<Change>> {
         addresses: vec![(*DATABASE.ip()).into()],
         interface: Some(INTERFACE.into()),
         named_ports: Vec::new(),
+        audit: false,
     }));
     engine.apply_endpoint(&endpoint, &mut out);
     let mut changes: Vec<_> = out.into_iter().map(Change::Map).collect();

@@ -1,17 +1,18 @@
 //! Joins mesh, endpoints and policies into changes for the enforcer.
 //! Always true: no endpoint reaches the policy engine before the policy directory was read once,
 //! so that a restart never takes an enforced endpoint for one without policy.
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    config::Config,
     enforcer::{self, Change},
     lifecycle::{ReadyToken, queue::Batch},
     limits::DELTA_BATCH_MAX,
     mesh::{Delta, Deltas, View},
-    policy::{Engine, MapDelta, directory::PolicyEvent},
+    policy::{self, Engine, directory::PolicyEvent},
     types::{ClusterId, EndpointEvent, IdentityId, IpPrefix, LocalEndpoint},
 };
 
@@ -24,15 +25,20 @@ pub(super) struct Datapath {
     pub(super) policies: mpsc::Receiver<PolicyEvent>,
     pub(super) changes: mpsc::Sender<Change>,
     pub(super) endpoints: watch::Sender<Vec<Arc<LocalEndpoint>>>,
-    /// What was told to engine and enforcer, to find what vanished when deltas were lost.
-    pub(super) known: Known,
 }
 
-/// Identities and addresses that were handed on.
-#[derive(Debug, Default)]
-pub(super) struct Known {
-    identities: HashSet<IdentityId>,
-    addresses: HashSet<IpPrefix>,
+/// The policy engine that follows from the configuration, and from the identities that the kernel
+/// holds for prefixes.
+pub(super) fn engine(
+    config: &Config,
+    held: impl IntoIterator<Item = (IpPrefix, IdentityId)>,
+) -> Engine {
+    let options = policy::Options {
+        cluster: config.cluster_name.clone(),
+        default_local_cluster: config.policy_default_local_cluster,
+        enforcement: config.enable_policy,
+    };
+    Engine::new(options, held)
 }
 
 impl Datapath {
@@ -121,32 +127,36 @@ impl Datapath {
         changes.extend(samples.into_iter().map(Change::Sampled));
     }
 
-    /// Identities go to the engine before any address of the same batch reaches the kernel.
+    /// What the engine says comes before any address of the same batch reaches the kernel, but
+    /// behind those that leave it.
     fn deltas(&mut self, deltas: Vec<Delta>, changes: &mut Vec<Change>) {
-        let mut out: Vec<MapDelta> = Vec::new();
+        let (mut before, mut behind) = (Vec::new(), Vec::new());
         let mut rest = Vec::new();
         for delta in deltas {
             match delta {
                 Delta::Identity { id, labels } => {
-                    match labels {
-                        Some(_) => self.known.identities.insert(id),
-                        None => self.known.identities.remove(&id),
-                    };
-                    self.engine.apply_identity(id, labels, &mut out);
+                    self.engine.apply_identity(id, labels, &mut before);
+                }
+                Delta::NamedPorts { prefix, ports } => {
+                    self.engine.apply_named_ports(prefix, &ports, &mut before);
                 }
                 Delta::Ip { prefix, target } => {
-                    match target {
-                        Some(_) => self.known.addresses.insert(prefix),
-                        None => self.known.addresses.remove(&prefix),
+                    let identity = target.map(|target| target.identity);
+                    let out = if target.is_some() {
+                        &mut before
+                    } else {
+                        &mut behind
                     };
+                    self.engine.apply_address(prefix, identity, out);
                     rest.push(Change::Ip { prefix, target });
                 }
                 Delta::Synced { cluster } => rest.push(Change::Synced { cluster }),
                 Delta::Removed { cluster } => rest.push(Change::RemovedCluster { cluster }),
             }
         }
-        changes.extend(out.into_iter().map(Change::Map));
+        changes.extend(before.into_iter().map(Change::Map));
         changes.extend(rest);
+        changes.extend(behind.into_iter().map(Change::Map));
     }
 
     /// Deltas were lost: everything is told again, and what is not there any more is withdrawn.
@@ -155,10 +165,14 @@ impl Datapath {
         tracing::warn!("The queue of deltas overran; telling everything again");
         let view = self.view.clone();
         let marks: Vec<Delta> = view.marks.iter().map(|mark| mark.clone()).collect();
-        let mut all = self.known.vanished(&view);
+        let mut all = self.vanished();
         all.extend(view.identities.iter().map(|entry| Delta::Identity {
             id: *entry.key(),
             labels: Some(Arc::clone(&entry.labels)),
+        }));
+        all.extend(view.ports.iter().map(|entry| Delta::NamedPorts {
+            prefix: *entry.key(),
+            ports: Arc::clone(entry.value()),
         }));
         all.extend(view.addresses.iter().map(|entry| Delta::Ip {
             prefix: *entry.key(),
@@ -167,24 +181,24 @@ impl Datapath {
         all.extend(marks);
         self.deltas(all, changes);
     }
-}
 
-impl Known {
-    /// What was handed on and is not in `view` any more, as withdrawals.
-    fn vanished(&self, view: &View) -> Vec<Delta> {
-        let identities = self.identities.iter();
+    /// What was told to engine and enforcer and is not in the view any more, as withdrawals.
+    fn vanished(&self) -> Vec<Delta> {
+        let (engine, view) = (&self.engine, &self.view);
+        let identities = engine.identities();
         let identities = identities.filter(|id| !view.identities.contains_key(id));
-        let addresses = self.addresses.iter();
+        let ports = engine.naming_addresses();
+        let ports = ports.filter(|prefix| !view.ports.contains_key(prefix));
+        let addresses = engine.addresses();
         let addresses = addresses.filter(|prefix| !view.addresses.contains_key(prefix));
-        let identities = identities.map(|id| Delta::Identity {
-            id: *id,
-            labels: None,
+        let identities = identities.map(|id| Delta::Identity { id, labels: None });
+        let ports = ports.map(|prefix| Delta::NamedPorts {
+            prefix,
+            ports: Arc::default(),
         });
-        let addresses = addresses.map(|prefix| Delta::Ip {
-            prefix: *prefix,
-            target: None,
-        });
-        identities.chain(addresses).collect()
+        let target = None;
+        let addresses = addresses.map(|prefix| Delta::Ip { prefix, target });
+        identities.chain(ports).chain(addresses).collect()
     }
 }
 

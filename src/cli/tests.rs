@@ -180,6 +180,7 @@ fn endpoint() -> LocalEndpoint {
             port: 6379,
             protocol: "TCP".into(),
         }],
+        audit: false,
     }
 }
 

@@ -140,6 +140,10 @@ pub struct Args {
     /// Those of the kernel side.
     #[command(flatten)]
     pub datapath: DatapathArgs,
+    /// Endpoints that policy is enforced on: default (those that a policy selects), always or never
+    /// [default: default].
+    #[arg(long, value_name = "MODE", env = "TOMBOLO_ENABLE_POLICY")]
+    pub enable_policy: Option<String>,
     /// Directory with one file per key; a key is a flag without '--' [default: none].
     #[arg(long, value_name = "DIR", env = "TOMBOLO_CONFIG_DIR")]
     pub config_dir: Option<String>,
@@ -201,6 +205,7 @@ impl Args {
                 "policy-default-local-cluster",
                 &self.policy_default_local_cluster,
             ),
+            ("enable-policy", &self.enable_policy),
             ("log-format", &self.log_format),
             ("debug", &self.debug),
         ];

@@ -50,6 +50,7 @@ fn defaults_are_as_documented_and_none_points_into_examples() {
         (None, None)
     );
     assert!(config.policy_default_local_cluster && config.debug);
+    assert_eq!(config.enable_policy, Enforcement::Default);
     assert_eq!(config.max_request_bytes, 1_572_864);
     assert_eq!(config.max_txn_ops, 128);
     assert_eq!(config.export_policy, None);
@@ -158,6 +159,18 @@ fn flag_beats_directory_beats_default() {
     );
     assert_eq!(config.prometheus_serve_addr, None);
     assert!(!config.policy_default_local_cluster);
+}
+
+#[test]
+fn enforcement_is_one_of_three_words() {
+    let load = |word| load(&[&MINIMAL[..], &[word]].concat());
+    let mode = load("--enable-policy=always").unwrap().enable_policy;
+    assert_eq!(mode, Enforcement::Always);
+    let problem = (
+        "enable-policy".into(),
+        "\"sometimes\": must be default, always or never".into(),
+    );
+    assert_eq!(load("--enable-policy=sometimes"), Err(vec![problem]));
 }
 
 #[test]

@@ -69,6 +69,11 @@ pub(super) enum Change {
 }
 
 impl Claims {
+    /// The effective claim.
+    pub(super) fn first(&self, prefix: &IpPrefix) -> Option<&Claim> {
+        self.first.get(prefix)
+    }
+
     /// The cluster that has the prefix.
     pub(super) fn holder(&self, prefix: &IpPrefix) -> Option<ClusterId> {
         self.first.get(prefix).map(|claim| claim.cluster)

@@ -9,8 +9,8 @@ use crate::{
     keyspace::{
         self, EndpointSlice, IpRecord, Kind, NodeRecord, ServiceExportRecord, ServiceRecord,
     },
-    limits::VALUE_BYTES_MAX,
-    types::{ClusterId, ClusterName, MaxClusters},
+    limits::{NAMED_PORTS_MAX, VALUE_BYTES_MAX},
+    types::{ClusterId, ClusterName, MaxClusters, NamedPort},
 };
 
 /// Whose entry it is.
@@ -25,10 +25,11 @@ pub(super) struct Author<'a> {
 /// A decoded entry.
 pub(super) enum Decoded {
     /// To be in force. `node` is set for nodes only: their read side holds more than enforcement
-    /// needs.
+    /// needs. Only addresses have `ports`.
     Record {
         record: Record,
         node: Option<NodeView>,
+        ports: Vec<NamedPort>,
     },
     /// A service that its cluster does not share: the same as none, but the cache has it.
     Unshared,
@@ -84,7 +85,15 @@ pub(super) fn decode(
     if value.len() > VALUE_BYTES_MAX {
         return Err(keyspace::Rejection::Oversize.into());
     }
-    let plain = |record| Ok(Decoded::Record { record, node: None });
+    let with_ports = |record, ports| {
+        let node = None;
+        Ok(Decoded::Record {
+            record,
+            node,
+            ports,
+        })
+    };
+    let plain = |record| with_ports(record, Vec::new());
     match kind {
         Kind::Nodes => {
             let node = NodeRecord::decode(value)?;
@@ -96,7 +105,12 @@ pub(super) fn decode(
                 cidrs: cidrs(&node),
             }));
             let node = Some(view(&node, source));
-            Ok(Decoded::Record { record, node })
+            let ports = Vec::new();
+            Ok(Decoded::Record {
+                record,
+                node,
+                ports,
+            })
         }
         Kind::Identities => {
             let (id, labels) =
@@ -112,7 +126,9 @@ pub(super) fn decode(
             let identity = ip.identity(author.id, author.max)?;
             let masked = ip.mask.0.is_some();
             let key = IpKey { prefix, masked };
-            plain(Record::Ip { key, identity })
+            let mut ports = ip.named_ports;
+            ports.truncate(NAMED_PORTS_MAX);
+            with_ports(Record::Ip { key, identity }, ports)
         }
         Kind::Services => {
             let service = ServiceRecord::decode(value)?;

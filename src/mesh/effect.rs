@@ -88,7 +88,10 @@ impl Mesh {
                 self.view.identities.remove(&id);
                 self.push_identity(id, None);
             }
-            Record::Ip { key, .. } => self.unclaim(key.prefix, key.origin(), member.id),
+            Record::Ip { key, .. } => {
+                self.ports.remove(&(member.id, key));
+                self.unclaim(key.prefix, key.origin(), member.id);
+            }
             Record::Node(node) => {
                 for address in &node.addresses {
                     let origin = Origin::node(node.number);
@@ -175,6 +178,7 @@ impl Mesh {
     }
 
     fn address_changed(&mut self, prefix: IpPrefix, change: Change) {
+        let ports_told = self.tell_ports(prefix);
         let Change::Target(target) = change else {
             return;
         };
@@ -189,7 +193,12 @@ impl Mesh {
         };
         if old != target {
             let delta = Delta::Ip { prefix, target };
-            self.deltas.push(DeltaKey::Ip(prefix), delta);
+            if ports_told {
+                // Behind its ports, also if an older change of it is pending.
+                self.deltas.push_last(DeltaKey::Ip(prefix), delta);
+            } else {
+                self.deltas.push(DeltaKey::Ip(prefix), delta);
+            }
         }
     }
 }

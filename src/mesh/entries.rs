@@ -78,8 +78,12 @@ impl Mesh {
             own: member.own,
         };
         let decoded = decode::decode(&author, entry.kind, &entry.suffix, &entry.value);
-        let (record, node) = match decoded {
-            Ok(Decoded::Record { record, node }) => (record, node),
+        let (record, node, ports) = match decoded {
+            Ok(Decoded::Record {
+                record,
+                node,
+                ports,
+            }) => (record, node, ports),
             Ok(Decoded::Unshared) => {
                 if let Some((_, record)) = member.remove(entry.kind, &entry.suffix) {
                     self.withdraw(member, &entry.suffix, record);
@@ -106,6 +110,7 @@ impl Mesh {
         };
         match permitted {
             Ok(()) => {
+                self.set_ports(member.id, &record, ports);
                 self.accept(member, entry, record, node);
                 Ok(())
             }
@@ -139,6 +144,9 @@ impl Mesh {
         let before = member.upsert(&entry.suffix, record.clone(), entry.mark());
         if before.as_ref() != Some(&record) {
             self.publish(member, &entry.suffix, &record, before, entry.revision);
+        }
+        if let Record::Ip { key, .. } = record {
+            self.tell_ports(key.prefix);
         }
     }
 

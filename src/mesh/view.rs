@@ -9,7 +9,7 @@ use crate::{
     keyspace::Kind,
     limits::KEY_SHOWN_BYTES,
     telemetry::Samples,
-    types::{ClusterId, ClusterName, IdentityId, IpPrefix, Labels},
+    types::{ClusterId, ClusterName, IdentityId, IpPrefix, Labels, NamedPort},
 };
 
 /// The read side: concurrent maps that admin, events and metrics look into. Cheap to clone.
@@ -21,6 +21,8 @@ pub struct View {
     pub identities: Arc<dashmap::DashMap<IdentityId, IdentityView>>,
     /// All clusters' addresses.
     pub addresses: Arc<dashmap::DashMap<IpPrefix, IpTarget>>,
+    /// The names of ports of those addresses that give some; never empty.
+    pub ports: Arc<dashmap::DashMap<IpPrefix, Arc<[NamedPort]>>>,
     /// Entries rejected, by cluster and reason.
     pub rejected: Arc<dashmap::DashMap<(ClusterName, &'static str), u64>>,
     /// The last [`Delta::Synced`] or [`Delta::Removed`] of each cluster, set before it is queued and

@@ -1,24 +1,45 @@
-//! Follows identities, local endpoints and policies, and says what the kernel's policy maps should
-//! hold.
+//! Follows identities, addresses, local endpoints and policies, and says what the kernel's policy
+//! maps should hold.
 //!
-//! Invariant: an entry exists exactly as long as a rule contributes to it; `contributions` counts
-//! them per rule, so that what two rules allow survives the end of one.
 //! Each change touches only what it concerns: an identity the selectors that match it, an endpoint
 //! the rules that select it, a policy its own rules.
-//! Order inside one result: new and changed entries, then default denies, then removed entries, so
-//! that nothing allowed before and after is dropped in between.
+//! The order inside one result is argued in `order`. The prefixes of rules change beside that: a new
+//! one begins to stand for its addresses once its entries are there, still under the old rules,
+//! which say of it what they said of the prefix around it; and one that no rule names any more
+//! ceases to, under the new rules, before its entries go.
 //! Absent on purpose: the kernel, files, time.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, btree_map},
+    str::FromStr,
     sync::Arc,
 };
 
-use super::{
-    Direction, EndpointMode, MapDelta, PerDirection, PolicyEntry, PolicyKey, Votes,
-    rule::{Origin, Peer, Peers, Policy, Port, Rule},
-    selector::{CLUSTER_KEY, Requirement, Selector, SelectorCache, SelectorId, reserved_labels},
+use self::{
+    addresses::Addresses,
+    contributions::{Contributions, Touched},
+    endpoints::EndpointState,
+    rules::{RuleId, RulePlace, RuleState, Source},
+    selectors::{Identity, SelectorCache},
 };
-use crate::types::{ClusterName, EndpointEvent, EndpointId, IdentityId, Labels};
+use super::{
+    EndpointMode, MapDelta, PolicyEntry, PolicyKey,
+    cidr::{self, Cidrs},
+    names::RuleNames,
+    rule::{Origin, Policy},
+    selector::reserved_labels,
+};
+use crate::types::{
+    ClusterName, EndpointEvent, EndpointId, IdentityId, IpPrefix, Labels, NamedPort,
+};
+
+mod addresses;
+mod contributions;
+mod endpoints;
+mod order;
+mod ports;
+mod rules;
+mod selectors;
+mod trace;
 
 /// What an engine must know beforehand.
 #[derive(Debug, Clone)]
@@ -28,222 +49,201 @@ pub struct Options {
     /// Whether peer selectors that do not speak of clusters select the own one only (Cilium's
     /// `policy-default-local-cluster`, true since 1.19).
     pub default_local_cluster: bool,
+    /// Which endpoints are enforced.
+    pub enforcement: Enforcement,
+}
+
+/// Which endpoints are enforced (Cilium's `enable-policy`). Those that have no labels yet
+/// (`reserved:init`) always are, and drop what no rule allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enforcement {
+    /// Those that some rule selects.
+    #[default]
+    Default,
+    /// All of them: what no rule allows is dropped, whatever rules say of default deny.
+    Always,
+    /// None of them.
+    Never,
+}
+
+impl FromStr for Enforcement {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "default" => Ok(Self::Default),
+            "always" => Ok(Self::Always),
+            "never" => Ok(Self::Never),
+            _ => Err("must be default, always or never"),
+        }
+    }
 }
 
 /// The state of policy on this node.
 #[derive(Debug)]
 pub struct Engine {
     options: Options,
-    identities: HashMap<IdentityId, Arc<Labels>>,
+    identities: HashMap<IdentityId, Identity>,
+    addresses: Addresses,
     selectors: SelectorCache,
-    rules: HashMap<u32, RuleState>,
+    rules: HashMap<RuleId, RuleState>,
+    last_rule: RuleId,
+    /// Rules whose ports depend on the peer.
+    asking: BTreeSet<RuleId>,
     /// The rules of each origin by their place in it.
-    origins: BTreeMap<Origin, BTreeMap<RulePlace, u32>>,
+    origins: BTreeMap<Origin, BTreeMap<RulePlace, RuleId>>,
+    names: RuleNames,
     endpoints: BTreeMap<EndpointId, EndpointState>,
-    contributions: HashMap<PolicyKey, Contributions>,
-}
-
-/// Where a rule stands in its file.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct RulePlace {
-    namespace: String,
-    policy: String,
-    index: usize,
-}
-
-#[derive(Debug)]
-struct RuleState {
-    name: String,
-    rule: Rule,
-    /// In the order of `rule.ingress`.
-    grants: Vec<GrantState>,
-    endpoints: BTreeSet<EndpointId>,
-}
-
-#[derive(Debug)]
-struct GrantState {
-    /// `None`: any peer.
-    peers: Option<BTreeSet<SelectorId>>,
-    /// Protocol, port and how many bits of it count; never empty, zeros stand for all.
-    ports: Vec<(u8, u16, u8)>,
-}
-
-#[derive(Debug)]
-struct EndpointState {
-    labels: Arc<Labels>,
-    rules: BTreeSet<u32>,
-    /// As told last.
-    deny_ingress: bool,
-}
-
-/// How often each rule contributes to an entry, by rule number; never empty, counts are not 0.
-#[derive(Debug, Default)]
-struct Contributions(BTreeMap<u32, u32>);
-
-impl Contributions {
-    fn entry(&self) -> Option<PolicyEntry> {
-        self.0.first_key_value().map(|(rule, _)| PolicyEntry {
-            votes: Votes::ALLOW,
-            rule: *rule,
-        })
-    }
-}
-
-/// Entries touched by one change, with what they were before it.
-#[derive(Debug, Default)]
-struct Touched {
-    entries: BTreeMap<PolicyKey, Option<PolicyEntry>>,
-    endpoints: BTreeSet<EndpointId>,
-    /// Endpoints of which nothing was told yet.
-    new: BTreeSet<EndpointId>,
+    contributions: Contributions,
+    cidrs: Cidrs,
+    /// Prefixes that have an identity which is still to be told.
+    untold: BTreeSet<IpPrefix>,
+    /// All endpoints of the start are known.
+    synced: bool,
 }
 
 impl Engine {
-    /// An engine without policies that knows the reserved identities.
+    /// An engine without policies that knows the reserved identities, and those that the kernel
+    /// holds for prefixes: these keep their numbers, and are given back once all endpoints of the
+    /// start are known and no rule names them.
     #[must_use]
-    pub fn new(options: Options) -> Self {
-        let numbers = (1..=10).map(IdentityId);
-        let identities = numbers
-            .filter_map(|id| Some((id, reserved_labels(id)?)))
-            .collect();
+    pub fn new(options: Options, held: impl IntoIterator<Item = (IpPrefix, IdentityId)>) -> Self {
+        let cidrs = Cidrs::new(held);
+        let prefixes = cidrs.iter().map(|(prefix, id)| (id, Identity::of(prefix)));
+        let reserved = (1..=10).map(IdentityId).filter_map(|id| {
+            let prefix = [IpPrefix::ALL_IPV4, IpPrefix::ALL_IPV6];
+            let prefix = prefix.into_iter().find(|p| cidr::world(p) == Some(id));
+            let labels = reserved_labels(id)?;
+            Some((id, Identity { labels, prefix }))
+        });
+        let identities = reserved.chain(prefixes).collect();
         Self {
             options,
             identities,
+            addresses: Addresses::default(),
             selectors: SelectorCache::default(),
             rules: HashMap::new(),
+            last_rule: 0,
+            asking: BTreeSet::new(),
             origins: BTreeMap::new(),
+            names: RuleNames::default(),
             endpoints: BTreeMap::new(),
-            contributions: HashMap::new(),
+            contributions: Contributions::default(),
+            cidrs,
+            untold: BTreeSet::new(),
+            synced: false,
         }
     }
 
     /// An identity got labels, or is gone. Appends what changes to `out`.
     ///
-    /// Reserved identities are left as they are: no peer may say what `host` means, and a label on
-    /// identity 0 would open the entry for everybody.
+    /// Reserved identities and those of this node are left as they are: no peer may say what `host`
+    /// means, and a label on identity 0 would open the entry for everybody.
     pub fn apply_identity(
         &mut self,
         id: IdentityId,
         labels: Option<Arc<Labels>>,
         out: &mut Vec<MapDelta>,
     ) {
-        if id.is_reserved() || self.identities.get(&id) == labels.as_ref() {
+        if id.is_reserved() || id.is_local() {
             return;
         }
-        let old = match labels.clone() {
-            Some(labels) => self.identities.insert(id, labels),
-            None => self.identities.remove(&id),
-        };
-        let (gained, lost) = self
-            .selectors
-            .relabel(id, old.as_deref(), labels.as_deref());
+        let prefix = None;
+        let identity = labels.map(|labels| Identity { labels, prefix });
         let mut touched = Touched::default();
-        for (selectors, add) in [(gained, true), (lost, false)] {
-            for (key, rule) in selectors
-                .iter()
-                .flat_map(|s| self.uses(*s, id))
-                .collect::<Vec<_>>()
-            {
-                self.contribute(key, rule, add, &mut touched);
-            }
-        }
+        self.relabel(id, identity, &mut touched);
         self.finish(touched, out);
     }
 
-    /// A local endpoint is new, changed or gone. Appends what changes to `out`.
+    /// An address belongs to an identity now, or to nobody known. Appends what changes to `out`.
+    pub fn apply_address(
+        &mut self,
+        prefix: IpPrefix,
+        identity: Option<IdentityId>,
+        out: &mut Vec<MapDelta>,
+    ) {
+        if self.addresses.identity(&prefix) != identity {
+            self.rename(prefix, identity, out, |addresses| {
+                addresses.set_identity(prefix, identity);
+            });
+        }
+    }
+
+    /// The ports of an address have these names now. Appends what changes to `out`.
+    pub fn apply_named_ports(
+        &mut self,
+        prefix: IpPrefix,
+        ports: &[NamedPort],
+        out: &mut Vec<MapDelta>,
+    ) {
+        let ports = ports::resolved(ports);
+        self.rename(prefix, None, out, |addresses| {
+            addresses.set_ports(prefix, ports)
+        });
+    }
+
+    /// A local endpoint is new, changed or gone, or all of the start are known. Appends what changes
+    /// to `out`.
     ///
-    /// The first result for an endpoint always says its default deny. The end of an endpoint
-    /// removes its entries and says nothing about default deny: whoever detaches it clears that.
+    /// The first result for an endpoint always says its mode. The end of an endpoint removes its
+    /// entries and says nothing about its mode: whoever detaches it clears that.
     pub fn apply_endpoint(&mut self, event: &EndpointEvent, out: &mut Vec<MapDelta>) {
         let mut touched = Touched::default();
         match event {
-            EndpointEvent::Upsert(endpoint) => {
-                let (id, labels) = (endpoint.id, Arc::clone(&endpoint.labels));
-                if let Some(state) = self.endpoints.get_mut(&id) {
-                    if state.labels == labels {
-                        return;
-                    }
-                    state.labels = labels;
-                } else {
-                    let rules = BTreeSet::new();
-                    let state = EndpointState {
-                        labels,
-                        rules,
-                        deny_ingress: false,
-                    };
-                    self.endpoints.insert(id, state);
-                    touched.new.insert(id);
-                }
-                touched.endpoints.insert(id);
-                let numbers: Vec<u32> = self.rules.keys().copied().collect();
-                for number in numbers {
-                    self.join(id, number, &mut touched);
-                }
-            }
-            EndpointEvent::Delete(id) => {
-                let rules = self
-                    .endpoints
-                    .get(id)
-                    .map(|s| s.rules.clone())
-                    .unwrap_or_default();
-                for number in rules {
-                    self.part(*id, number, &mut touched);
-                }
-                self.endpoints.remove(id);
-            }
-            EndpointEvent::Synced => return,
+            EndpointEvent::Upsert(local) => self.upsert_endpoint(local, &mut touched),
+            EndpointEvent::Delete(id) => self.delete_endpoint(*id, &mut touched),
+            EndpointEvent::Synced => self.synced = true,
         }
         self.finish(touched, out);
+        self.tell_prefixes(out);
+        if *event == EndpointEvent::Synced {
+            let unnamed = self.cidrs.unnamed();
+            self.release_prefixes(unnamed, out);
+        }
     }
 
     /// An origin holds exactly these policies now. Appends what changes to `out`.
+    ///
+    /// The only limit is on distinct prefixes, of which there are as many as a number of a local
+    /// identity can tell apart: where they would be more, the origin keeps its former policies.
     pub fn set_policies(
         &mut self,
         origin: &Origin,
         policies: Vec<Policy>,
         out: &mut Vec<MapDelta>,
     ) {
-        let mut wanted = BTreeMap::new();
-        for Policy {
-            namespace,
-            name,
-            rules,
-            ..
-        } in policies
-        {
-            for (index, rule) in rules.into_iter().enumerate() {
-                let (namespace, policy) = (namespace.clone().unwrap_or_default(), name.clone());
-                wanted.insert(
-                    RulePlace {
-                        namespace,
-                        policy,
-                        index,
-                    },
-                    rule,
-                );
+        let mut wanted = rules::placed(policies);
+        let mut present = self.origins.remove(origin).unwrap_or_default();
+        let in_force = |id: &RuleId| self.rules.get(id).map(|rule| &rule.source);
+        let stale = present.extract_if(.., |place, id| in_force(id) != wanted.get(place));
+        let stale: Vec<(RulePlace, RuleId)> = stale.collect();
+        wanted.retain(|place, _| !present.contains_key(place));
+        if !self.acquire_prefixes(wanted.values(), out) {
+            tracing::error!(%origin, "Policies name too many prefixes; the former ones stay");
+            present.extend(stale);
+            if !present.is_empty() {
+                self.origins.insert(origin.clone(), present);
             }
+            return;
         }
         let mut touched = Touched::default();
-        let mut present = self.origins.remove(origin).unwrap_or_default();
-        let stale = |place: &RulePlace, number: &u32| {
-            self.rules.get(number).map(|r| &r.rule) != wanted.get(place)
-        };
-        let stale: Vec<(RulePlace, u32)> = present
-            .extract_if(.., |place, number| stale(place, number))
-            .collect();
-        for (_, number) in &stale {
-            self.remove_rule(*number, &mut touched);
+        let mut released = Vec::new();
+        for (_, id) in stale {
+            let source = self.remove_rule(id, &mut touched);
+            released.extend(source.iter().flat_map(Source::prefixes));
         }
-        for (place, rule) in wanted {
+        for (place, source) in wanted {
             if let btree_map::Entry::Vacant(vacant) = present.entry(place) {
-                let number = self.add_rule(origin, vacant.key(), rule, &mut touched);
-                vacant.insert(number);
+                let id = self.add_rule(origin, vacant.key(), source, &mut touched);
+                vacant.insert(id);
             }
         }
         if !present.is_empty() {
             self.origins.insert(origin.clone(), present);
         }
         self.finish(touched, out);
+        self.release_prefixes(released, out);
     }
 
     /// An origin is gone with all its policies. Appends what changes to `out`.
@@ -251,44 +251,60 @@ impl Engine {
         self.set_policies(origin, Vec::new(), out);
     }
 
-    /// Everything that the kernel should hold, entries first; for a full reconcile.
+    /// Everything that the kernel should hold: entries, then modes, then prefixes; for a full
+    /// reconcile.
     #[must_use]
     pub fn desired(&self) -> Vec<MapDelta> {
-        let mut entries: Vec<_> = self
-            .contributions
-            .iter()
-            .map(|(key, c)| (*key, c.entry()))
-            .collect();
-        entries.sort_unstable_by_key(|(key, _)| *key);
-        let entries = entries
-            .into_iter()
-            .map(|(key, value)| MapDelta::Entry { key, value });
-        let denies = self
-            .endpoints
-            .iter()
-            .map(|(endpoint, state)| MapDelta::Endpoint {
-                endpoint: *endpoint,
-                mode: mode(state.deny_ingress),
-            });
-        entries.chain(denies).collect()
+        let entries = self.contributions.all().into_iter();
+        let entries = entries.map(|(key, entry)| MapDelta::Entry {
+            key,
+            value: Some(entry),
+        });
+        let modes = self.endpoints.iter().filter_map(|(endpoint, state)| {
+            let (endpoint, mode) = (*endpoint, state.mode?);
+            Some(MapDelta::Endpoint { endpoint, mode })
+        });
+        let mut prefixes: Vec<_> = self.cidrs.iter().collect();
+        prefixes.sort_unstable();
+        let prefixes = prefixes.into_iter().map(|(prefix, id)| MapDelta::Cidr {
+            prefix,
+            identity: Some(id),
+        });
+        entries.chain(modes).chain(prefixes).collect()
     }
 
     /// One entry as the kernel should hold it, for [`verdict`](super::verdict).
     #[must_use]
     pub fn entry(&self, key: &PolicyKey) -> Option<PolicyEntry> {
-        self.contributions.get(key).and_then(Contributions::entry)
+        self.contributions.entry(key)
     }
 
-    /// Whether an endpoint drops what is not allowed towards it; `None` if it is unknown.
+    /// How an endpoint is judged where no entry matches; `None` if it is unknown.
     #[must_use]
-    pub fn denies_ingress(&self, endpoint: EndpointId) -> Option<bool> {
-        self.endpoints.get(&endpoint).map(|s| s.deny_ingress)
+    pub fn mode_of(&self, endpoint: EndpointId) -> Option<EndpointMode> {
+        self.endpoints.get(&endpoint).and_then(|state| state.mode)
     }
 
-    /// The file, policy and position of the rule with this number.
+    /// What the numbers of rules stand for; stays valid for the life of the engine.
     #[must_use]
-    pub fn rule_name(&self, number: u32) -> Option<String> {
-        self.rules.get(&number).map(|r| r.name.clone())
+    pub fn names(&self) -> RuleNames {
+        self.names.clone()
+    }
+
+    /// The identities that were told and not taken back, reserved and own ones left out.
+    pub fn identities(&self) -> impl Iterator<Item = IdentityId> + '_ {
+        let told = |id: &IdentityId| !id.is_reserved() && !id.is_local();
+        self.identities.keys().copied().filter(move |id| told(id))
+    }
+
+    /// The addresses that were told to belong to somebody.
+    pub fn addresses(&self) -> impl Iterator<Item = IpPrefix> + '_ {
+        self.addresses.prefixes().copied()
+    }
+
+    /// The addresses that were told to have ports with names.
+    pub fn naming_addresses(&self) -> impl Iterator<Item = IpPrefix> + '_ {
+        self.addresses.prefixes_with_ports().copied()
     }
 
     /// How many rules are in force.
@@ -297,7 +313,7 @@ impl Engine {
         self.rules.len()
     }
 
-    /// How many distinct selectors they use.
+    /// How many distinct selectors the rules use.
     #[must_use]
     pub fn selector_count(&self) -> usize {
         self.selectors.len()
@@ -309,306 +325,115 @@ impl Engine {
         self.contributions.len()
     }
 
-    fn add_rule(
+    fn relabel(&mut self, id: IdentityId, new: Option<Identity>, touched: &mut Touched) {
+        if self.identities.get(&id) == new.as_ref() {
+            return;
+        }
+        let old = match new.clone() {
+            Some(new) => self.identities.insert(id, new),
+            None => self.identities.remove(&id),
+        };
+        let (gained, lost) = self.selectors.relabel(id, old.as_ref(), new.as_ref());
+        for (selectors, add) in [(gained, true), (lost, false)] {
+            let uses = selectors.iter().flat_map(|s| self.uses(*s, id));
+            for (key, voice) in uses.collect::<Vec<_>>() {
+                self.contributions.change(key, voice, add, touched);
+            }
+        }
+    }
+
+    /// Changes what an address or its ports are, with all that follows for ports with names.
+    fn rename(
         &mut self,
-        origin: &Origin,
-        place: &RulePlace,
-        rule: Rule,
+        prefix: IpPrefix,
+        identity: Option<IdentityId>,
+        out: &mut Vec<MapDelta>,
+        change: impl FnOnce(&mut Addresses),
+    ) {
+        let mut concerned = self.addresses.concerned(&prefix, identity);
+        let mut touched = Touched::default();
+        self.use_names(&concerned, false, &mut touched);
+        change(&mut self.addresses);
+        // Names that it has from now on only concern those that had none before as well.
+        let after = self.addresses.concerned(&prefix, identity);
+        concerned.extend(after);
+        self.use_names(&concerned, true, &mut touched);
+        self.finish(touched, out);
+    }
+
+    fn use_names<'a>(
+        &mut self,
+        identities: impl IntoIterator<Item = &'a IdentityId>,
+        add: bool,
         touched: &mut Touched,
-    ) -> u32 {
-        let number = self.free_number(origin, place);
-        let mut grants = Vec::with_capacity(rule.ingress.len());
-        for (index, grant) in rule.ingress.iter().enumerate() {
-            let peers = match &grant.peers {
-                Peers::Any => None,
-                Peers::Of(peers) => {
-                    let selectors = peers.iter().map(|peer| self.options.resolve(peer));
-                    let acquire = |s| {
-                        self.selectors
-                            .acquire(s, (number, index), self.identities.iter())
-                    };
-                    Some(
-                        selectors
-                            .collect::<Vec<_>>()
-                            .into_iter()
-                            .map(acquire)
-                            .collect(),
-                    )
-                }
-            };
-            let mut ports: Vec<(u8, u16, u8)> = grant
-                .ports
-                .iter()
-                .filter_map(|port| match port {
-                    Port::Range {
-                        protocol,
-                        first,
-                        last,
-                    } if first == last => Some((*protocol, *first, 16)),
-                    _ => None,
-                })
-                .collect();
-            if grant.ports.is_empty() {
-                ports.push((0, 0, 0));
-            }
-            grants.push(GrantState { peers, ports });
-        }
-        let RulePlace {
-            namespace,
-            policy,
-            index,
-        } = place;
-        let name = format!("{namespace}/{policy} rule {index} in {origin}");
-        self.rules.insert(
-            number,
-            RuleState {
-                name,
-                rule,
-                grants,
-                endpoints: BTreeSet::new(),
-            },
-        );
-        let endpoints: Vec<EndpointId> = self.endpoints.keys().copied().collect();
-        for endpoint in endpoints {
-            self.join(endpoint, number, touched);
-        }
-        number
-    }
-
-    fn remove_rule(&mut self, number: u32, touched: &mut Touched) {
-        let endpoints = self
-            .rules
-            .get(&number)
-            .map(|r| r.endpoints.clone())
-            .unwrap_or_default();
-        for endpoint in endpoints {
-            self.part(endpoint, number, touched);
-        }
-        let Some(state) = self.rules.remove(&number) else {
+    ) {
+        if self.asking.is_empty() {
             return;
-        };
-        for (index, grant) in state.grants.iter().enumerate() {
-            for selector in grant.peers.iter().flatten() {
-                self.selectors.release(*selector, (number, index));
+        }
+        for identity in identities {
+            for (key, voice) in self.uses_of_names(*identity) {
+                self.contributions.change(key, voice, add, touched);
             }
         }
     }
 
-    /// A number made from the rule's place, so that it stays the same over restarts; 0 is no rule.
-    fn free_number(&self, origin: &Origin, place: &RulePlace) -> u32 {
-        let index = place.index.to_string();
-        let origin = origin.to_string();
-        let parts = [
-            origin.as_bytes(),
-            place.namespace.as_bytes(),
-            place.policy.as_bytes(),
-            index.as_bytes(),
-        ];
-        let bytes = parts.iter().flat_map(|p| p.iter().chain(&[0]));
-        // FNV-1a: stable by definition, unlike the standard hasher.
-        let hash = bytes.fold(0x811c_9dc5_u32, |h, b| {
-            (h ^ u32::from(*b)).wrapping_mul(0x0100_0193)
-        });
-        let mut number = hash.max(1);
-        while self.rules.contains_key(&number) {
-            number = number.wrapping_add(1).max(1);
+    /// Gives the prefixes of rules that are to come identities; false if there are not enough, and
+    /// nothing is changed then.
+    fn acquire_prefixes<'a>(
+        &mut self,
+        sources: impl Iterator<Item = &'a Source>,
+        out: &mut Vec<MapDelta>,
+    ) -> bool {
+        let prefixes: Vec<IpPrefix> = sources.flat_map(Source::prefixes).collect();
+        if prefixes.len() > self.cidrs.room() {
+            return false;
         }
-        number
-    }
-
-    /// Lets a rule select an endpoint or not, as the labels say.
-    fn join(&mut self, endpoint: EndpointId, number: u32, touched: &mut Touched) {
-        let Some(state) = self.endpoints.get_mut(&endpoint) else {
-            return;
-        };
-        let Some(rule) = self.rules.get_mut(&number) else {
-            return;
-        };
-        if !rule.rule.subject.matches(&state.labels) {
-            self.part(endpoint, number, touched);
-            return;
-        }
-        if !state.rules.insert(number) {
-            return;
-        }
-        rule.endpoints.insert(endpoint);
-        touched.endpoints.insert(endpoint);
-        for key in self.keys(endpoint, number) {
-            self.contribute(key, number, true, touched);
-        }
-    }
-
-    /// Takes an endpoint out of a rule that selects it.
-    fn part(&mut self, endpoint: EndpointId, number: u32, touched: &mut Touched) {
-        let Some(state) = self.endpoints.get_mut(&endpoint) else {
-            return;
-        };
-        if !state.rules.remove(&number) {
-            return;
-        }
-        if let Some(rule) = self.rules.get_mut(&number) {
-            rule.endpoints.remove(&endpoint);
-        }
-        touched.endpoints.insert(endpoint);
-        for key in self.keys(endpoint, number) {
-            self.contribute(key, number, false, touched);
-        }
-    }
-
-    /// Every contribution of a rule to an endpoint; a key occurs as often as it is contributed.
-    fn keys(&self, endpoint: EndpointId, number: u32) -> Vec<PolicyKey> {
-        let mut keys = Vec::new();
-        for grant in self.rules.get(&number).iter().flat_map(|r| &r.grants) {
-            match &grant.peers {
-                None => keys.extend(grant.keys(endpoint, IdentityId::UNKNOWN)),
-                Some(selectors) => {
-                    let held = selectors.iter().filter_map(|s| self.selectors.get(*s));
-                    for identity in held.flat_map(|h| &h.matches) {
-                        keys.extend(grant.keys(endpoint, *identity));
-                    }
-                }
+        let mut touched = Touched::default();
+        for prefix in prefixes {
+            if let Some(id) = self.cidrs.acquire(prefix) {
+                self.untold.insert(prefix);
+                self.relabel(id, Some(Identity::of(prefix)), &mut touched);
             }
         }
-        keys
+        self.finish(touched, out);
+        self.tell_prefixes(out);
+        true
     }
 
-    /// What an identity's match of a selector contributes, over all rules and endpoints.
-    fn uses(&self, selector: SelectorId, identity: IdentityId) -> Vec<(PolicyKey, u32)> {
-        let mut keys = Vec::new();
-        let users = self
-            .selectors
-            .get(selector)
-            .into_iter()
-            .flat_map(|h| &h.users);
-        for (number, index) in users {
-            let Some(rule) = self.rules.get(number) else {
+    /// Says what is to be said, unless the entries for these prefixes are still to come: before the
+    /// first endpoint of the start, the kernel holds those of a former process.
+    fn tell_prefixes(&mut self, out: &mut Vec<MapDelta>) {
+        if self.endpoints.is_empty() && !self.synced {
+            return;
+        }
+        for prefix in std::mem::take(&mut self.untold) {
+            if let Some(id) = self.cidrs.identity(&prefix) {
+                let identity = Some(id);
+                out.push(MapDelta::Cidr { prefix, identity });
+            }
+        }
+    }
+
+    fn release_prefixes(&mut self, prefixes: Vec<IpPrefix>, out: &mut Vec<MapDelta>) {
+        let mut touched = Touched::default();
+        for prefix in prefixes {
+            let Some(id) = self.cidrs.release(&prefix) else {
                 continue;
             };
-            let Some(grant) = rule.grants.get(*index) else {
-                continue;
-            };
-            for endpoint in &rule.endpoints {
-                keys.extend(grant.keys(*endpoint, identity).map(|key| (key, *number)));
+            if !self.untold.remove(&prefix) {
+                let identity = None;
+                out.push(MapDelta::Cidr { prefix, identity });
             }
+            self.relabel(id, None, &mut touched);
         }
-        keys
-    }
-
-    fn contribute(&mut self, key: PolicyKey, rule: u32, add: bool, touched: &mut Touched) {
-        let before = self.entry(&key);
-        touched.entries.entry(key).or_insert(before);
-        if add {
-            *self
-                .contributions
-                .entry(key)
-                .or_default()
-                .0
-                .entry(rule)
-                .or_default() += 1;
-            return;
-        }
-        let Some(contributions) = self.contributions.get_mut(&key) else {
-            debug_assert!(
-                false,
-                "{key:?} is taken back without having been contributed"
-            );
-            return;
-        };
-        if let Some(count) = contributions.0.get_mut(&rule) {
-            *count -= 1;
-            if *count == 0 {
-                contributions.0.remove(&rule);
-            }
-        }
-        if contributions.0.is_empty() {
-            self.contributions.remove(&key);
-        }
+        self.finish(touched, out);
     }
 
     /// Appends the real changes among the touched, in the order promised above.
-    fn finish(&mut self, touched: Touched, out: &mut Vec<MapDelta>) {
-        let mut removed = Vec::new();
-        for (key, before) in touched.entries {
-            let value = self.entry(&key);
-            if value == before {
-                continue;
-            }
-            let list = if value.is_some() {
-                &mut *out
-            } else {
-                &mut removed
-            };
-            list.push(MapDelta::Entry { key, value });
-        }
-        for endpoint in touched.endpoints {
-            let Some(state) = self.endpoints.get_mut(&endpoint) else {
-                continue;
-            };
-            let denies = |n: &u32| {
-                self.rules
-                    .get(n)
-                    .is_some_and(|r| r.rule.default_deny.ingress)
-            };
-            let ingress = state.rules.iter().any(denies);
-            if state.deny_ingress != ingress || touched.new.contains(&endpoint) {
-                state.deny_ingress = ingress;
-                out.push(MapDelta::Endpoint {
-                    endpoint,
-                    mode: mode(ingress),
-                });
-            }
-        }
-        out.append(&mut removed);
-    }
-}
-
-const fn mode(deny_ingress: bool) -> EndpointMode {
-    let none = PerDirection {
-        ingress: false,
-        egress: false,
-    };
-    EndpointMode {
-        default_deny: PerDirection {
-            ingress: deny_ingress,
-            egress: false,
-        },
-        audit_default_deny: none,
-        audit: false,
-    }
-}
-
-impl Options {
-    /// The labels that a peer of a rule must have in this cluster.
-    fn resolve(&self, peer: &Peer) -> Selector {
-        match peer {
-            Peer::LocalCluster => {
-                Selector::new([Requirement::k8s(CLUSTER_KEY, self.cluster.as_str())])
-            }
-            Peer::Labels(selector) if self.default_local_cluster => {
-                selector.in_local_cluster(self.cluster.as_str())
-            }
-            Peer::Labels(selector) => selector.clone(),
-            Peer::Cidr { .. } => Selector::new([Requirement::reserved("none")]),
-        }
-    }
-}
-
-impl GrantState {
-    fn keys(
-        &self,
-        endpoint: EndpointId,
-        identity: IdentityId,
-    ) -> impl Iterator<Item = PolicyKey> + '_ {
-        let direction = Direction::Ingress;
-        let key = move |(protocol, port, port_bits): &(u8, u16, u8)| PolicyKey {
-            endpoint,
-            identity,
-            direction,
-            protocol: *protocol,
-            port: *port,
-            port_bits: *port_bits,
-        };
-        self.ports.iter().map(key)
+    fn finish(&mut self, mut touched: Touched, out: &mut Vec<MapDelta>) {
+        let entries = self.contributions.changed(&mut touched);
+        let modes = self.changed_modes(&touched);
+        order::push(&entries, &modes, out);
     }
 }
 

@@ -1,11 +1,5 @@
-//! Label selectors, and the cache that holds each distinct one once with whom it matches.
-//!
-//! The cache indexes a selector by one `key=value` that it requires, so that an identity is tested
-//! only against selectors that could match it.
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+//! Label selectors, and the labels of reserved identities.
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::types::{IdentityId, Label, Labels};
 
@@ -127,7 +121,7 @@ impl Selector {
 
     /// A key with values, one of which every match must have. Namespace and cluster come last:
     /// many identities share those.
-    fn required(&self) -> Option<(&str, &BTreeSet<String>)> {
+    pub(super) fn required(&self) -> Option<(&str, &BTreeSet<String>)> {
         let required = self.0.iter().filter_map(|r| match &r.operator {
             Operator::In(values) => Some((r.key.as_str(), values)),
             Operator::NotIn(_) | Operator::Exists | Operator::DoesNotExist => None,
@@ -137,156 +131,8 @@ impl Selector {
     }
 }
 
-/// Where a selector is used: a rule's number and the position of the grant in it.
-pub(super) type User = (u32, usize);
-
-/// Names a selector held by the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct SelectorId(u32);
-
-/// A selector held by the cache.
-#[derive(Debug)]
-pub(super) struct Held {
-    selector: Arc<Selector>,
-    /// The identities it matches now.
-    pub(super) matches: BTreeSet<IdentityId>,
-    /// Who uses it; never empty.
-    pub(super) users: BTreeSet<User>,
-}
-
-/// Every selector in use, once.
-/// Invariant: `by_selector`, `held` and the index (`by_label` or `unindexed`) name the same ones.
-#[derive(Debug, Default)]
-pub(super) struct SelectorCache {
-    held: HashMap<SelectorId, Held>,
-    by_selector: HashMap<Arc<Selector>, SelectorId>,
-    by_label: HashMap<String, HashMap<String, BTreeSet<SelectorId>>>,
-    unindexed: BTreeSet<SelectorId>,
-    last_id: u32,
-}
-
-impl SelectorCache {
-    /// Adds a use; a selector that is new is matched against `identities` once.
-    pub(super) fn acquire<'a>(
-        &mut self,
-        selector: Selector,
-        user: User,
-        identities: impl Iterator<Item = (&'a IdentityId, &'a Arc<Labels>)>,
-    ) -> SelectorId {
-        if let Some(id) = self.by_selector.get(&selector) {
-            if let Some(held) = self.held.get_mut(id) {
-                held.users.insert(user);
-            }
-            return *id;
-        }
-        loop {
-            self.last_id = self.last_id.wrapping_add(1);
-            if !self.held.contains_key(&SelectorId(self.last_id)) {
-                break;
-            }
-        }
-        let id = SelectorId(self.last_id);
-        let selector = Arc::new(selector);
-        if let Some((key, values)) = selector.required() {
-            let by_value = self.by_label.entry(key.to_owned()).or_default();
-            for value in values {
-                by_value.entry(value.clone()).or_default().insert(id);
-            }
-        } else {
-            self.unindexed.insert(id);
-        }
-        let matches = identities
-            .filter(|(_, l)| selector.matches(l))
-            .map(|(i, _)| *i)
-            .collect();
-        self.by_selector.insert(Arc::clone(&selector), id);
-        self.held.insert(
-            id,
-            Held {
-                selector,
-                matches,
-                users: BTreeSet::from([user]),
-            },
-        );
-        id
-    }
-
-    /// Takes a use back; the last one drops the selector.
-    pub(super) fn release(&mut self, id: SelectorId, user: User) {
-        let Some(held) = self.held.get_mut(&id) else {
-            return;
-        };
-        held.users.remove(&user);
-        if !held.users.is_empty() {
-            return;
-        }
-        let selector = Arc::clone(&held.selector);
-        self.held.remove(&id);
-        self.by_selector.remove(&selector);
-        self.unindexed.remove(&id);
-        let Some((key, values)) = selector.required() else {
-            return;
-        };
-        let Some(by_value) = self.by_label.get_mut(key) else {
-            return;
-        };
-        for value in values {
-            if let Some(ids) = by_value.get_mut(value) {
-                ids.remove(&id);
-                if ids.is_empty() {
-                    by_value.remove(value);
-                }
-            }
-        }
-        if by_value.is_empty() {
-            self.by_label.remove(key);
-        }
-    }
-
-    /// One selector.
-    pub(super) fn get(&self, id: SelectorId) -> Option<&Held> {
-        self.held.get(&id)
-    }
-
-    /// Gives an identity other labels; returns the selectors that match it now but did not, and
-    /// those that did but do not.
-    pub(super) fn relabel(
-        &mut self,
-        identity: IdentityId,
-        old: Option<&Labels>,
-        new: Option<&Labels>,
-    ) -> (Vec<SelectorId>, Vec<SelectorId>) {
-        let mut candidates = self.unindexed.clone();
-        for label in old.into_iter().chain(new).flat_map(Labels::as_slice) {
-            let ids = self
-                .by_label
-                .get(&label.key)
-                .and_then(|v| v.get(&label.value));
-            candidates.extend(ids.into_iter().flatten());
-        }
-        let (mut gained, mut lost) = (Vec::new(), Vec::new());
-        for id in candidates {
-            let Some(held) = self.held.get_mut(&id) else {
-                continue;
-            };
-            if new.is_some_and(|labels| held.selector.matches(labels)) {
-                if held.matches.insert(identity) {
-                    gained.push(id);
-                }
-            } else if held.matches.remove(&identity) {
-                lost.push(id);
-            }
-        }
-        (gained, lost)
-    }
-
-    /// How many distinct selectors are held.
-    pub(super) fn len(&self) -> usize {
-        self.held.len()
-    }
-}
-
-/// The labels of a reserved identity; the API server's is a remote node as well.
+/// The labels of a reserved identity; the API server's is a remote node as well, and what has an
+/// address of one family is of the world.
 pub(super) fn reserved_labels(id: IdentityId) -> Option<Arc<Labels>> {
     let label = |key: &str| Label {
         source: "reserved".into(),
@@ -295,16 +141,18 @@ pub(super) fn reserved_labels(id: IdentityId) -> Option<Arc<Labels>> {
     };
     let name = id.reserved_name()?;
     let mut labels = vec![label(name)];
-    if name == "kube-apiserver" {
-        labels.push(label("remote-node"));
+    match name {
+        "kube-apiserver" => labels.push(label("remote-node")),
+        "world-ipv4" | "world-ipv6" => labels.push(label("world")),
+        _ => {}
     }
     Labels::new(labels).ok().map(Arc::new)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{CLUSTER_KEY, Operator, Requirement, Selector, SelectorCache};
-    use crate::types::{IdentityId, Labels};
+    use super::{CLUSTER_KEY, Operator, Requirement, Selector};
+    use crate::types::Labels;
 
     fn requirement(source: Option<&str>, key: &str, operator: Operator) -> Requirement {
         Requirement {
@@ -355,34 +203,5 @@ mod tests {
         ] {
             assert_eq!(untouched.in_local_cluster("west"), untouched);
         }
-    }
-
-    #[test]
-    fn equal_selectors_are_held_once_until_the_last_release() {
-        let mut cache = SelectorCache::default();
-        let selector = || Selector::new([Requirement::k8s("app", "a")]);
-        let first = cache.acquire(selector(), (1, 0), [].into_iter());
-        assert_eq!(cache.acquire(selector(), (2, 0), [].into_iter()), first);
-        assert_eq!(cache.len(), 1);
-        let labels = Labels::parse("k8s:app=a;");
-        let id = IdentityId(300);
-        assert_eq!(
-            cache.relabel(id, None, Some(&labels)),
-            (vec![first], vec![])
-        );
-        assert_eq!(
-            cache.relabel(id, Some(&labels), Some(&labels)),
-            (vec![], vec![])
-        );
-        let other = Labels::parse("k8s:app=b;");
-        assert_eq!(
-            cache.relabel(id, Some(&labels), Some(&other)),
-            (vec![], vec![first])
-        );
-        cache.release(first, (1, 0));
-        assert_eq!(cache.len(), 1);
-        cache.release(first, (2, 0));
-        assert_eq!(cache.len(), 0);
-        assert!(cache.by_label.is_empty() && cache.by_selector.is_empty());
     }
 }

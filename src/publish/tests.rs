@@ -83,6 +83,7 @@ fn workload(name: &str, app: &str, address: &str) -> LocalWorkload {
             })
             .to_vec(),
         this_node: true,
+        audit: false,
     }
 }
 

@@ -197,6 +197,7 @@ impl Publisher {
                 addresses: owned,
                 interface: value.interface.clone(),
                 named_ports: value.named_ports.clone(),
+                audit: value.audit,
             })
         });
         if endpoint == workload.sent {

@@ -157,6 +157,9 @@ impl Seen {
                 }
                 (format!("identity {}", id.0), present)
             }
+            Delta::NamedPorts { prefix, ports } => {
+                (format!("ports of {prefix}"), !ports.is_empty())
+            }
             Delta::Synced { cluster } => (format!("cluster {cluster}"), true),
             Delta::Removed { cluster } => (format!("cluster {cluster}"), false),
         };

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tombolo::{
     etcd::{Class, Client, Compare, CompareOp, PutOptions, Txn, TxnOp},
-    policy::{Engine, MapDelta, Options, Votes, directory::Directory, parse},
+    policy::{Enforcement, Engine, MapDelta, Options, Votes, directory::Directory, parse},
     types::{EndpointEvent, EndpointId, IdentityId, Labels, LocalEndpoint},
 };
 
@@ -136,10 +136,12 @@ async fn enforced(
     dir: &Path,
     saved: &Path,
 ) -> (Vec<MapDelta>, Arc<dyn Fn() -> Vec<String> + Send + Sync>) {
-    let mut engine = Engine::new(Options {
+    let options = Options {
         cluster: "east".parse().unwrap(),
         default_local_cluster: true,
-    });
+        enforcement: Enforcement::Default,
+    };
+    let mut engine = Engine::new(options, []);
     let out = &mut Vec::new();
     engine.apply_endpoint(
         &EndpointEvent::Upsert(Arc::new(LocalEndpoint {
@@ -153,6 +155,7 @@ async fn enforced(
             addresses: Vec::new(),
             interface: None,
             named_ports: Vec::new(),
+            audit: false,
         })),
         out,
     );

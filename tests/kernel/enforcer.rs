@@ -97,6 +97,7 @@ fn endpoint(id: u32, name: &str, address: &str, identity: IdentityId) -> Change 
         addresses: vec![address.parse().unwrap(), v6(address).parse().unwrap()],
         interface: Some(format!("lxc{name}")),
         named_ports: Vec::new(),
+        audit: false,
     })))
 }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Datapath, Known, reconciled};
+use super::{Datapath, reconciled};
 use crate::{
     enforcer::{
         Change, abi,
@@ -59,10 +59,12 @@ impl Street {
         });
         let mut mesh = Mesh::new(settings, cache, deltas.clone());
         mesh.connected(&name("west"), terms(2));
-        let engine = Engine::new(policy::Options {
+        let options = policy::Options {
             cluster: name("east"),
             default_local_cluster: true,
-        });
+            enforcement: policy::Enforcement::Default,
+        };
+        let engine = Engine::new(options, []);
         let datapath = Datapath {
             engine,
             deltas: deltas.clone(),
@@ -71,7 +73,6 @@ impl Street {
             policies: mpsc::channel(1).1,
             changes: mpsc::channel(1).0,
             endpoints: watch::channel(Vec::new()).0,
-            known: Known::default(),
         };
         let mut memory = Memory::default();
         let value = abi::IpcacheValue {

@@ -63,6 +63,7 @@ fn upsert() -> Change {
         addresses: vec!["10.1.0.2".parse().unwrap()],
         interface: Some("veth-db".into()),
         named_ports: Vec::new(),
+        audit: false,
     })))
 }
 

@@ -21,6 +21,8 @@ use crate::{
 
 /// Annotation of a pod that names its host-side interface.
 const INTERFACE_ANNOTATION: &str = "tombolo.io/interface";
+/// Annotation of a pod of which policy drops nothing, but reports what it would drop.
+const AUDIT_ANNOTATION: &str = "policy.tombolo.io/audit";
 /// The whole object once more, for kubectl's use only.
 const LAST_APPLIED_ANNOTATION: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// The longest name the kernel gives an interface (`IFNAMSIZ` minus the final zero).
@@ -178,6 +180,14 @@ fn workload(
         interface = addresses.iter().find_map(|ip| veths.get(ip)).cloned();
     }
 
+    let audit = pod.metadata.annotations.get(AUDIT_ANNOTATION);
+    if let Some(other) = audit.filter(|text| !matches!(text.as_str(), "true" | "false")) {
+        let key = found.object.key();
+        errors.push(found.error(format!(
+            "{key}: {AUDIT_ANNOTATION}: {other:?} is neither true nor false; it is enforced"
+        )));
+    }
+
     let mut named_ports: Vec<_> = pod
         .spec
         .containers
@@ -202,6 +212,7 @@ fn workload(
         interface,
         named_ports,
         this_node: true,
+        audit: audit.is_some_and(|text| text == "true"),
     }))
 }
 

@@ -120,6 +120,20 @@ fn bad_file_keeps_its_last_good_version_as_a_whole() {
 }
 
 #[test]
+fn a_pod_is_audited_if_its_annotation_is_true_and_nothing_else() {
+    for (value, audit, errors) in [("true", true, 0), ("false", false, 0), ("yes", false, 1)] {
+        let text = CLUSTER.replacen(
+            "tombolo.io/interface: veth5",
+            &format!("policy.tombolo.io/audit: {value:?}"),
+            1,
+        );
+        let (desired, found) = local(&[("a.yaml", &text)]);
+        assert_eq!(desired.workloads[&workload("protected-db")].audit, audit);
+        assert_eq!(found.len(), errors, "{found:?}");
+    }
+}
+
+#[test]
 fn unfit_interface_annotation_is_reported_and_not_used() {
     let text = CLUSTER.replacen(
         "tombolo.io/interface: veth5",

@@ -94,6 +94,7 @@ pub(super) fn workload(node: usize, index: usize, app: &str) -> LocalWorkload {
         interface: None,
         named_ports: Vec::new(),
         this_node: true,
+        audit: false,
     }
 }
 
