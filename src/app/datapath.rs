@@ -11,7 +11,7 @@ use crate::{
     enforcer::{self, Change},
     lifecycle::{ReadyToken, queue::Batch},
     limits::DELTA_BATCH_MAX,
-    mesh::{Delta, Deltas, View},
+    mesh::{Delta, Deltas, IpTarget, View},
     policy::{self, Engine, directory::PolicyEvent},
     types::{ClusterId, EndpointEvent, IdentityId, IpPrefix, LocalEndpoint},
 };
@@ -127,36 +127,40 @@ impl Datapath {
         changes.extend(samples.into_iter().map(Change::Sampled));
     }
 
-    /// What the engine says comes before any address of the same batch reaches the kernel, but
-    /// behind those that leave it.
+    /// What the engine says of what is new comes before any address of the same batch reaches the
+    /// kernel, and what it says of addresses and ports that are gone behind those that leave it.
     fn deltas(&mut self, deltas: Vec<Delta>, changes: &mut Vec<Change>) {
-        let (mut before, mut behind) = (Vec::new(), Vec::new());
-        let mut rest = Vec::new();
+        let (mut out, mut rest) = (Vec::new(), Vec::new());
+        let (mut unnamed, mut gone) = (Vec::new(), Vec::new());
         for delta in deltas {
             match delta {
-                Delta::Identity { id, labels } => {
-                    self.engine.apply_identity(id, labels, &mut before);
-                }
+                Delta::Identity { id, labels } => self.engine.apply_identity(id, labels, &mut out),
+                Delta::NamedPorts { prefix, ports } if ports.is_empty() => unnamed.push(prefix),
                 Delta::NamedPorts { prefix, ports } => {
-                    self.engine.apply_named_ports(prefix, &ports, &mut before);
+                    self.engine.apply_named_ports(prefix, &ports, &mut out);
                 }
                 Delta::Ip { prefix, target } => {
-                    let identity = target.map(|target| target.identity);
-                    let out = if target.is_some() {
-                        &mut before
-                    } else {
-                        &mut behind
-                    };
-                    self.engine.apply_address(prefix, identity, out);
+                    match target {
+                        Some(IpTarget { identity, .. }) => {
+                            self.engine.apply_address(prefix, Some(identity), &mut out);
+                        }
+                        None => gone.push(prefix),
+                    }
                     rest.push(Change::Ip { prefix, target });
                 }
                 Delta::Synced { cluster } => rest.push(Change::Synced { cluster }),
                 Delta::Removed { cluster } => rest.push(Change::RemovedCluster { cluster }),
             }
         }
-        changes.extend(before.into_iter().map(Change::Map));
+        changes.extend(out.drain(..).map(Change::Map));
         changes.extend(rest);
-        changes.extend(behind.into_iter().map(Change::Map));
+        for prefix in unnamed {
+            self.engine.apply_named_ports(prefix, &[], &mut out);
+        }
+        for prefix in gone {
+            self.engine.apply_address(prefix, None, &mut out);
+        }
+        changes.extend(out.into_iter().map(Change::Map));
     }
 
     /// Deltas were lost: everything is told again, and what is not there any more is withdrawn.

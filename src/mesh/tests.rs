@@ -14,6 +14,7 @@ use crate::{
 
 mod cache;
 mod owner;
+mod ports;
 mod quota;
 mod records;
 

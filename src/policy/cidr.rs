@@ -110,13 +110,14 @@ impl Cidrs {
     /// What an address is that no cluster of the mesh knows: the longest prefix around it, else the
     /// world of its family.
     pub(super) fn find(&self, address: IpAddr) -> IdentityId {
-        let around = around(IpPrefix::host(address));
-        let found = around.filter_map(|prefix| self.identity(&prefix)).next();
-        found.unwrap_or(if address.is_ipv4() {
+        let world = if address.is_ipv4() {
             IdentityId::WORLD_IPV4
         } else {
             IdentityId::WORLD_IPV6
-        })
+        };
+        let mut around = around(IpPrefix::host(address));
+        let found = around.find_map(|prefix| self.identity(&prefix));
+        found.unwrap_or(world)
     }
 }
 

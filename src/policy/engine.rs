@@ -3,17 +3,14 @@
 //!
 //! Each change touches only what it concerns: an identity the selectors that match it, an endpoint
 //! the rules that select it, a policy its own rules.
-//! The order inside one result is argued in `order`. The prefixes of rules change beside that: a new
-//! one begins to stand for its addresses once its entries are there, still under the old rules,
-//! which say of it what they said of the prefix around it; and one that no rule names any more
-//! ceases to, under the new rules, before its entries go.
+//! The order inside one result is argued in `order`, and for prefixes in `prefixes`.
 //! Absent on purpose: the kernel, files, time.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, btree_map},
-    str::FromStr,
     sync::Arc,
 };
 
+pub use self::options::{Enforcement, Options};
 use self::{
     addresses::Addresses,
     contributions::{Contributions, Touched},
@@ -28,57 +25,18 @@ use super::{
     rule::{Origin, Policy},
     selector::reserved_labels,
 };
-use crate::types::{
-    ClusterName, EndpointEvent, EndpointId, IdentityId, IpPrefix, Labels, NamedPort,
-};
+use crate::types::{EndpointEvent, EndpointId, IdentityId, IpPrefix, Labels, NamedPort};
 
 mod addresses;
 mod contributions;
 mod endpoints;
+mod options;
 mod order;
 mod ports;
+mod prefixes;
 mod rules;
 mod selectors;
 mod trace;
-
-/// What an engine must know beforehand.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The own cluster.
-    pub cluster: ClusterName,
-    /// Whether peer selectors that do not speak of clusters select the own one only (Cilium's
-    /// `policy-default-local-cluster`, true since 1.19).
-    pub default_local_cluster: bool,
-    /// Which endpoints are enforced.
-    pub enforcement: Enforcement,
-}
-
-/// Which endpoints are enforced (Cilium's `enable-policy`). Those that have no labels yet
-/// (`reserved:init`) always are, and drop what no rule allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Enforcement {
-    /// Those that some rule selects.
-    #[default]
-    Default,
-    /// All of them: what no rule allows is dropped, whatever rules say of default deny.
-    Always,
-    /// None of them.
-    Never,
-}
-
-impl FromStr for Enforcement {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "default" => Ok(Self::Default),
-            "always" => Ok(Self::Always),
-            "never" => Ok(Self::Never),
-            _ => Err("must be default, always or never"),
-        }
-    }
-}
 
 /// The state of policy on this node.
 #[derive(Debug)]
@@ -375,58 +333,6 @@ impl Engine {
                 self.contributions.change(key, voice, add, touched);
             }
         }
-    }
-
-    /// Gives the prefixes of rules that are to come identities; false if there are not enough, and
-    /// nothing is changed then.
-    fn acquire_prefixes<'a>(
-        &mut self,
-        sources: impl Iterator<Item = &'a Source>,
-        out: &mut Vec<MapDelta>,
-    ) -> bool {
-        let prefixes: Vec<IpPrefix> = sources.flat_map(Source::prefixes).collect();
-        if prefixes.len() > self.cidrs.room() {
-            return false;
-        }
-        let mut touched = Touched::default();
-        for prefix in prefixes {
-            if let Some(id) = self.cidrs.acquire(prefix) {
-                self.untold.insert(prefix);
-                self.relabel(id, Some(Identity::of(prefix)), &mut touched);
-            }
-        }
-        self.finish(touched, out);
-        self.tell_prefixes(out);
-        true
-    }
-
-    /// Says what is to be said, unless the entries for these prefixes are still to come: before the
-    /// first endpoint of the start, the kernel holds those of a former process.
-    fn tell_prefixes(&mut self, out: &mut Vec<MapDelta>) {
-        if self.endpoints.is_empty() && !self.synced {
-            return;
-        }
-        for prefix in std::mem::take(&mut self.untold) {
-            if let Some(id) = self.cidrs.identity(&prefix) {
-                let identity = Some(id);
-                out.push(MapDelta::Cidr { prefix, identity });
-            }
-        }
-    }
-
-    fn release_prefixes(&mut self, prefixes: Vec<IpPrefix>, out: &mut Vec<MapDelta>) {
-        let mut touched = Touched::default();
-        for prefix in prefixes {
-            let Some(id) = self.cidrs.release(&prefix) else {
-                continue;
-            };
-            if !self.untold.remove(&prefix) {
-                let identity = None;
-                out.push(MapDelta::Cidr { prefix, identity });
-            }
-            self.relabel(id, None, &mut touched);
-        }
-        self.finish(touched, out);
     }
 
     /// Appends the real changes among the touched, in the order promised above.

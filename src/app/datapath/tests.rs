@@ -13,9 +13,14 @@ use crate::{
     keyspace::{ClusterConfig, KeyEvent, Kind},
     lifecycle::{Readiness, Tasks},
     mesh::{Deltas, Mesh, Settings, Terms},
-    policy::{self, Engine, Origin, directory::PolicyEvent},
+    policy::{
+        self, Engine, Grant, MapDelta, Origin, Peers, PerDirection, Policy, Port, Rule, Selector,
+        directory::PolicyEvent,
+    },
     store::{Options, Store},
-    types::{ClusterId, ClusterName, MaxClusters},
+    types::{
+        ClusterId, ClusterName, EndpointEvent, EndpointId, IdentityId, LocalEndpoint, MaxClusters,
+    },
 };
 
 fn id(n: u32) -> ClusterId {
@@ -98,19 +103,70 @@ impl Street {
         self.mesh.apply(&name(cluster), events);
     }
 
+    /// An address of a cluster, with more in its record.
+    fn put_ip(&mut self, cluster: &str, ip: &str, identity: u32, more: &str) {
+        let value = format!(r#"{{"IP":"{ip}","ID":{identity},"Key":0,"Metadata":""{more}}}"#);
+        let event = KeyEvent::Upsert {
+            kind: Kind::Ips,
+            suffix: ip.to_owned().into(),
+            value: value.into(),
+            revision: 1,
+        };
+        self.mesh.apply(&name(cluster), vec![event]);
+    }
+
     /// `count` addresses of a cluster, more than the queue holds.
     fn put(&mut self, cluster: &str, id: u32, count: u32) {
         for n in 1..=count {
-            let (ip, identity) = (format!("10.{id}.0.{n}"), (id << 16) + n);
-            let value = format!(r#"{{"IP":"{ip}","ID":{identity},"Key":0,"Metadata":""}}"#);
-            let event = KeyEvent::Upsert {
-                kind: Kind::Ips,
-                suffix: ip.into(),
-                value: value.into(),
-                revision: i64::from(n),
-            };
-            self.mesh.apply(&name(cluster), vec![event]);
+            self.put_ip(cluster, &format!("10.{id}.0.{n}"), (id << 16) + n, "");
         }
+    }
+
+    /// A workload that may only open connections to ports called `web`.
+    fn enforce_egress_to_web(&mut self) {
+        let grant = Grant {
+            deny: false,
+            peers: Peers::Any,
+            ports: vec![Port::Named {
+                protocol: None,
+                name: "web".into(),
+            }],
+        };
+        let rule = Rule {
+            subject: Selector::default(),
+            default_deny: PerDirection::default(),
+            ingress: Vec::new(),
+            egress: vec![grant],
+        };
+        let policy = Policy {
+            kind: policy::Kind::CiliumNetworkPolicy,
+            namespace: None,
+            name: "web".into(),
+            audit: false,
+            rules: vec![rule],
+        };
+        let (engine, out) = (&mut self.datapath.engine, &mut Vec::new());
+        engine.set_policies(&Origin::File("a".into()), vec![policy], out);
+        let endpoint = LocalEndpoint {
+            id: EndpointId(1),
+            identity: IdentityId((1 << 16) + 1),
+            labels: Arc::default(),
+            namespace: "default".into(),
+            name: "a".into(),
+            addresses: Vec::new(),
+            interface: None,
+            named_ports: Vec::new(),
+            audit: false,
+        };
+        engine.apply_endpoint(&EndpointEvent::Upsert(Arc::new(endpoint)), out);
+    }
+
+    /// What is queued as changes for the kernel.
+    fn follow(&mut self) -> Vec<Change> {
+        let batch = self.deltas.try_pop_batch(100).unwrap();
+        let mut changes = Vec::new();
+        self.datapath.batch(batch, &mut changes);
+        changes
     }
 
     /// What is queued, which is not all there was, reaches the kernel.
@@ -186,6 +242,41 @@ fn a_followed_batch_is_measured_when_the_kernel_has_all_of_it() {
     assert_eq!(step(1), ["1", "1"]);
 }
 
+/// Goal: the entry for a port's name is there before the address can be judged by it, and goes
+/// behind it; also when deltas were lost.
+#[test]
+fn entries_for_named_ports_come_before_their_address_and_go_behind_it() {
+    let mut street = Street::new();
+    street.enforce_egress_to_web();
+    let entries = |changes: &[Change]| -> Vec<&'static str> {
+        let what = changes.iter().filter_map(|change| match change {
+            Change::Map(MapDelta::Entry { value: Some(_), .. }) => Some("allow"),
+            Change::Map(MapDelta::Entry { value: None, .. }) => Some("withdraw"),
+            Change::Ip { target, .. } => Some(target.map_or("gone", |_| "known")),
+            _ => None,
+        });
+        what.collect()
+    };
+    let ports = r#","NamedPorts":[{"Name":"web","Port":80,"Protocol":"TCP"}]"#;
+    street.put_ip("west", "10.2.0.1", (2 << 16) + 1, ports);
+    assert_eq!(entries(&street.follow()), ["allow", "known"]);
+    let (kind, suffix) = (Kind::Ips, "10.2.0.1".into());
+    let delete = vec![KeyEvent::Delete { kind, suffix }];
+    street.mesh.apply(&name("west"), delete);
+    assert_eq!(entries(&street.follow()), ["gone", "withdraw"]);
+
+    street.put_ip("west", "10.2.0.1", (2 << 16) + 1, ports);
+    street.follow();
+    // Among more than the queue holds is the address, which has no port of that name any more.
+    street.put("west", 2, 9);
+    let (changes, _) = street.overrun();
+    let told = entries(&changes);
+    assert!(
+        told.contains(&"withdraw") && !told.contains(&"allow"),
+        "{told:?}"
+    );
+}
+
 /// Goal: the token goes with the policy directory's `Synced`, not before.
 #[tokio::test]
 async fn ready_waits_for_the_policy_directory() {
@@ -236,7 +327,7 @@ async fn ready_waits_for_the_kernel() {
         assert!(!told(&|s| s.endpoints_synced = true).await);
         assert!(!told(&|s| s.clusters_synced = [2].into()).await);
         assert!(!told(&|s| (s.pending, s.clusters_synced) = (1, [1].into())).await);
-        let problem = (crate::types::EndpointId(7), "interface missing".to_owned());
+        let problem = (EndpointId(7), "interface missing".to_owned());
         assert!(told(&|s| (s.pending, s.problems) = (0, [problem.clone()].into())).await);
     };
     let (result, ()) = tokio::join!(wait, tell);

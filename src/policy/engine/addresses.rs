@@ -32,15 +32,15 @@ impl Addresses {
 
     /// The one that an address belongs to: its own entry, else the longest range around it.
     pub(super) fn find(&self, address: IpAddr) -> Option<IdentityId> {
-        let around = cidr::around(IpPrefix::host(address));
-        around.filter_map(|prefix| self.identity(&prefix)).next()
+        let mut around = cidr::around(IpPrefix::host(address));
+        around.find_map(|prefix| self.identity(&prefix))
     }
 
     pub(super) fn prefixes(&self) -> impl Iterator<Item = &IpPrefix> {
         self.identities.keys()
     }
 
-    /// Those whose ports have names but which belong to nobody known, or to somebody.
+    /// Those whose ports have names, whether they belong to somebody or not.
     pub(super) fn prefixes_with_ports(&self) -> impl Iterator<Item = &IpPrefix> {
         self.ports.keys()
     }

@@ -99,12 +99,14 @@ impl Kernel {
         if let Some(id) = mesh.get(&host) {
             return IdentityId(*id);
         }
-        let known = cidr::around(host).filter_map(|prefix| self.cidrs.get(&prefix).copied());
-        known.into_iter().next().unwrap_or(if address.is_ipv4() {
-            IdentityId(9)
+        let world = if address.is_ipv4() {
+            IdentityId::WORLD_IPV4
         } else {
-            IdentityId(10)
-        })
+            IdentityId::WORLD_IPV6
+        };
+        let mut around = cidr::around(host);
+        let known = around.find_map(|prefix| self.cidrs.get(&prefix).copied());
+        known.unwrap_or(world)
     }
 
     fn key(&self, mesh: &BTreeMap<IpPrefix, u32>, packet: &Packet) -> PolicyKey {

@@ -5,17 +5,15 @@ use std::{
 };
 
 use super::{
-    Engine, Options,
+    Engine,
     contributions::{Touched, Voice, Vote},
     endpoints::EndpointState,
     ports::{Block, Ports},
-    selectors::{Select, SelectorId},
+    selectors::SelectorId,
 };
 use crate::{
     policy::{
-        Direction, Grant, Kind, Origin, Peer, Peers, Policy, PolicyKey, Rule, Selector, cidr,
-        names::RuleName,
-        selector::{CLUSTER_KEY, Requirement},
+        Direction, Grant, Kind, Origin, Peer, Peers, Policy, PolicyKey, Rule, cidr, names::RuleName,
     },
     types::{EndpointId, IdentityId, IpPrefix},
 };
@@ -134,26 +132,6 @@ pub(super) fn placed(policies: Vec<Policy>) -> BTreeMap<RulePlace, Source> {
         }
     }
     placed
-}
-
-impl Options {
-    /// Whom a peer of a rule means in this cluster.
-    fn select(&self, peer: &Peer) -> Select {
-        match peer {
-            Peer::LocalCluster => {
-                let cluster = Requirement::k8s(CLUSTER_KEY, self.cluster.as_str());
-                Select::Labels(Selector::new([cluster]))
-            }
-            Peer::Labels(selector) if self.default_local_cluster => {
-                Select::Labels(selector.in_local_cluster(self.cluster.as_str()))
-            }
-            Peer::Labels(selector) => Select::Labels(selector.clone()),
-            Peer::Cidr { cidr, except } => Select::Cidr {
-                cidr: *cidr,
-                except: except.iter().copied().collect(),
-            },
-        }
-    }
 }
 
 impl Engine {
