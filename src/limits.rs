@@ -327,6 +327,22 @@ pub const TRACE_IDENTITIES_MAX: usize = 16;
 pub const POLICY_DEBOUNCE: Duration = Duration::from_millis(20);
 /// Longest wait for quiet, for directories that are written without pause.
 pub const POLICY_DEBOUNCE_MAX: Duration = Duration::from_millis(500);
+/// Most policies in the cluster store, as many as files; a node leaves out what is beyond.
+pub const POLICIES_MAX: usize = 4096;
+/// Most bytes of a request to apply policies: a chart's worth, or sixteen of the largest files.
+pub const POLICY_REQUEST_BYTES_MAX: usize = 16 << 20;
+/// Most names of refused policies in a node's status: it stays far below a value's limit.
+pub const POLICIES_REFUSED_TOLD_MAX: usize = 256;
+/// How long a node that never read the store's policies waits for them before it enforces anything
+/// else; who read them once goes by those.
+pub const POLICY_STORE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the keys of the store's policies are compared, in case a watch fell silent.
+pub const POLICY_STORE_COMPARE: Duration = Duration::from_secs(60);
+/// Life of a node's policy status without the node: what waits for all nodes waits as long for one
+/// that died.
+pub const POLICY_STATUS_TTL: Duration = Duration::from_secs(15);
+/// How often that lease is renewed, a third of its life.
+pub const POLICY_STATUS_RENEW: Duration = Duration::from_secs(5);
 /// How often the policy directory is read without a notification, which may get lost.
 pub const POLICY_RESCAN: Duration = Duration::from_secs(5);
 

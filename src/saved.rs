@@ -36,11 +36,15 @@ impl Saved {
         }
     }
 
-    async fn write(&self, copy: &Path, text: &str) -> io::Result<()> {
+    async fn create(&self) -> io::Result<()> {
         // What is copied may be meant for fewer eyes than this directory's parent.
         let mut private = tokio::fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
-        private.create(&self.dir).await?;
+        private.create(&self.dir).await
+    }
+
+    async fn write(&self, copy: &Path, text: &str) -> io::Result<()> {
+        self.create().await?;
         let part = self.dir.join(".part");
         tokio::fs::write(&part, text).await?;
         tokio::fs::File::open(&part).await?.sync_all().await?;
@@ -50,6 +54,26 @@ impl Saved {
     /// The last good version, if one was kept.
     pub(crate) async fn last_good(&self, file: &Path) -> Option<String> {
         tokio::fs::read_to_string(self.copy(file)?).await.ok()
+    }
+
+    /// All last good versions, in any order; `None` if there is no directory of them.
+    pub(crate) async fn all(&self) -> Option<Vec<String>> {
+        let mut entries = tokio::fs::read_dir(&self.dir).await.ok()?;
+        let mut texts = Vec::new();
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            if let Some(text) = self.last_good(&entry.path()).await {
+                texts.push(text);
+            }
+        }
+        Some(texts)
+    }
+
+    /// Makes the directory, so that [`Self::all`] knows that nothing is all there is.
+    pub(crate) async fn make(&self) {
+        if let Err(error) = self.create().await {
+            let dir = self.dir.display();
+            tracing::error!(%dir, %error, "directory of last good versions could not be made");
+        }
     }
 
     /// Removes the copies of files that `exists` does not know.

@@ -24,6 +24,12 @@ pub const COLLECTOR_LOCK: &str = "tombolo/locks/identity-collector";
 /// a lease.
 pub const IMPORTER_LOCK: &str = "tombolo/importer";
 
+/// The policies of the cluster: kind, namespace or `_`, and name to their document.
+pub const POLICIES_PREFIX: &str = "tombolo/policies/v1/";
+
+/// How far each node follows these policies; JSON, on a lease of the node.
+pub const POLICY_STATUS_PREFIX: &str = "tombolo/policy-status/v1/";
+
 /// What the keys of a node's leases start with: each lies on the lease that it names, so that a
 /// process that starts anew knows which keys its predecessor wrote.
 #[must_use]
