@@ -1,10 +1,11 @@
 //! The agent's face for operators: status, listings, drop stream, health and metrics over HTTP.
 //!
-//! Always true: it only reads. Everything it shows is a status that others keep; nothing upstream
-//! waits for it, and a reader of the drop stream who is too slow loses events and is told how many.
+//! Always true: it only reads, but for the policies that an operator writes to the cluster store
+//! through it. Everything it shows is a status that others keep; nothing upstream waits for it, and a
+//! reader of the drop stream who is too slow loses events and is told how many.
 //! The unix socket (mode 0600) has all routes; the TCP addresses have health or metrics only.
 //! It runs on a current-thread runtime of its own, so that a scrape can't delay a watch.
-//! Absent on purpose: any route that changes something.
+//! Absent on purpose: any route that changes this process.
 use std::{
     net::{SocketAddr, TcpListener},
     os::unix::net::UnixListener,
@@ -28,6 +29,7 @@ use crate::{
 };
 
 pub mod metrics;
+pub mod policy;
 mod routes;
 mod status;
 pub mod wire;
@@ -65,6 +67,8 @@ pub struct State {
     pub started: Instant,
     /// Standing errors that an operator must repair (manifest and policy files, …), one line each.
     pub errors: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// Policies and how they stand.
+    pub policies: policy::Sources,
     /// The datapath's own status.
     pub datapath: watch::Receiver<enforcer::Status>,
 }

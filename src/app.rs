@@ -23,8 +23,7 @@ use crate::{
     lifecycle::{Readiness, Tasks, stop_on_signal},
     limits::{DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, STORE_HISTORY_EVENTS_MAX},
     mesh::{self, Mesh},
-    peer,
-    policy::{self, directory::Directory},
+    peer, policy,
     publish::{self, Collector, ExportPolicy, ExportPolicyFile, Projection, Publisher, Views},
     serve,
     store::{self, Store},
@@ -40,6 +39,7 @@ mod files;
 mod importer;
 pub(crate) mod members;
 mod own;
+mod policies;
 mod sources;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -159,21 +159,19 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         endpoint_events,
     )
     .await?;
-    let (policies, policy_events, policy_status) = policy_directory(&config);
-    if let Some(policies) = policies {
-        let cancel = tasks.token();
-        tasks.spawn("policy-dir", async move {
-            policies.run(cancel).await;
-            Ok(())
-        });
-    }
+    let embedded = keyspaces.cluster.as_ref();
+    let store = engine::connector(&config.kvstore, embedded, tasks.token())?;
+    let policy_store = policy::store::Policies::new(store.clone());
+    let policies = policies::spawn(tasks, &config, &store);
+    let (policy_status, policy_delay) = (policies.status, policies.delay);
     let (endpoints, endpoints_view) = watch::channel(Vec::new());
     let datapath = Datapath {
         engine: datapath::engine(&config, []),
         deltas,
         view: view.clone(),
         endpoint_events: endpoint_receiver,
-        policies: policy_events,
+        policies: policies.events,
+        policy_sources: policies.sources,
         changes: handle.changes.clone(),
         endpoints,
     };
@@ -186,8 +184,6 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         datapath::reconciled(status, own, written, cancel),
     );
 
-    let embedded = keyspaces.cluster.as_ref();
-    let store = engine::connector(&config.kvstore, embedded, tasks.token())?;
     let candidate = importer::Candidate::new(&config, store, view.clone());
     let place = warm::Place {
         directory: config.state_dir.join("mesh"),
@@ -222,8 +218,10 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         started: Instant::now(),
         errors: Arc::new({
             let (server_tls, published) = (server_tls.clone(), published.clone());
+            let policy_errors = policy_status.clone();
             move || {
-                let mut errors = standing_errors(&source_status, &policy_status, &health);
+                let mut errors = standing_errors(&source_status, &health);
+                errors.extend(policy_errors.errors());
                 errors.extend(server_tls.refused());
                 errors.extend(server_tls.trust().refusals());
                 errors.extend(published.borrow().errors());
@@ -235,6 +233,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
                 errors
             }
         }),
+        policies: policy_status.sources(policy_store),
         datapath: handle.status.clone(),
     };
     admin::metrics::register_mesh(&state).context("register metrics")?;
@@ -243,6 +242,9 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         (status.connected, status.unwritten + status.waiting)
     })
     .context("register metrics")?;
+    policy_delay
+        .register(&state.registry)
+        .context("register metrics")?;
     let (tls, face) = (server_tls.metrics(), face.metrics());
     tls.register(&state.registry).context("register metrics")?;
     face.register(&state.registry).context("register metrics")?;
@@ -412,29 +414,6 @@ async fn spawn_source(
     Ok((status, published))
 }
 
-type PolicyStatus = watch::Receiver<Arc<policy::directory::Status>>;
-
-/// Without a policy directory there are no policies, which is said at once.
-fn policy_directory(
-    config: &Config,
-) -> (
-    Option<Directory>,
-    mpsc::Receiver<policy::directory::PolicyEvent>,
-    Option<PolicyStatus>,
-) {
-    match &config.policy_dir {
-        Some(dir) => {
-            let (directory, events, status) =
-                Directory::new(dir.clone(), config.state_dir.join("policies"));
-            (Some(directory), events, Some(status))
-        }
-        None => {
-            let (_, events) = mpsc::channel(1);
-            (None, events, None)
-        }
-    }
-}
-
 fn spawn_peers(
     tasks: &Tasks,
     config: &Config,
@@ -527,7 +506,6 @@ fn spawn_members_known(
 
 fn standing_errors(
     source: &SourceStatus,
-    policy: &Option<PolicyStatus>,
     store: &Option<watch::Receiver<Option<journal::Error>>>,
 ) -> Vec<String> {
     let mut errors = Vec::new();
@@ -542,11 +520,6 @@ fn standing_errors(
                 .iter()
                 .map(|e| format!("{}:{}: {}", e.file, e.line, e.message)),
         );
-    }
-    if let Some(policy) = policy {
-        let status = policy.borrow();
-        errors.extend(status.error.clone());
-        errors.extend(status.files.values().filter_map(|file| file.error.clone()));
     }
     errors
 }

@@ -169,6 +169,11 @@ enum Error {
     Certs(anyhow::Error),
     #[error("{0:#}")]
     Store(anyhow::Error),
+    #[error("{0:#}")]
+    Policy(anyhow::Error),
+    /// The agent's own words.
+    #[error("{0}")]
+    Said(String),
     #[error("start the runtime: {0}")]
     Runtime(io::Error),
     #[error(
@@ -187,6 +192,11 @@ enum Error {
         route: &'static str,
         status: hyper::StatusCode,
         body: String,
+    },
+    #[error("write the request for {route}: {source}")]
+    Encode {
+        route: &'static str,
+        source: serde_json::Error,
     },
     #[error(
         "read the agent's answer to {route}: {source}\n\
@@ -312,6 +322,7 @@ async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result
                 .write(out, &reports, |reports| check::text(reports))?;
             return Ok(exit_code(check::any_failed(&reports)));
         }
+        Verb::Policy(verb) => return Box::pin(policy::run(&verb, client, out)).await,
         Verb::Node(NodeVerb::List(output)) => {
             let nodes: Vec<wire::Node> = client.json("/v1/nodes").await?;
             output.write(out, &nodes, |nodes| print::nodes(nodes))?;

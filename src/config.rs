@@ -29,6 +29,8 @@ use crate::{
 mod args;
 mod datapath;
 mod parse;
+
+pub(crate) use self::parse::duration;
 #[cfg(test)]
 mod tests;
 
@@ -369,10 +371,10 @@ impl Raw {
                 })
                 .unwrap_or_else(|| Some(addr(9880))),
             per_cluster_ready_timeout: self
-                .parse("per-cluster-ready-timeout", parse::duration)
+                .parse("per-cluster-ready-timeout", duration)
                 .unwrap_or(limits::PER_CLUSTER_READY_TIMEOUT),
             global_ready_timeout: self
-                .parse("global-ready-timeout", parse::duration)
+                .parse("global-ready-timeout", duration)
                 .unwrap_or(limits::GLOBAL_READY_TIMEOUT),
             tls_cert_file: self
                 .path("tls-cert-file")
@@ -397,7 +399,7 @@ impl Raw {
                 .flatten(),
             export_policy: self.path("export-policy"),
             clustermesh_cache_ttl: self
-                .parse("clustermesh-cache-ttl", parse::duration)
+                .parse("clustermesh-cache-ttl", duration)
                 .filter(|ttl| !ttl.is_zero()),
             policy_default_local_cluster: self
                 .parse("policy-default-local-cluster", parse_bool)

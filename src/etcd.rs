@@ -234,7 +234,7 @@ struct Pin {
 
 impl Pin {
     /// Checks a reply's header and returns its revision.
-    fn check(&self, header: Option<&etcd_client::ResponseHeader>) -> Result<i64, Error> {
+    fn check(&self, header: Option<&ResponseHeader>) -> Result<i64, Error> {
         self.heard.now();
         let header = header.ok_or(Error::NoHeader)?;
         self.check_id(header.cluster_id())?;

@@ -2,13 +2,15 @@
 //!
 //! `parse` turns files into [`Policy`]s and refuses what is not enforced; [`Engine`] follows
 //! identities, endpoints and policies and says what the kernel should hold; [`verdict`] is the one
-//! place that says what such entries mean. All of that is pure. Only `directory` does I/O: it
-//! watches the policy directory and is the engine's feeder.
+//! place that says what such entries mean. All of that is pure. Only `directory` and `store` do I/O:
+//! they follow the policy directory and the policies in the cluster store and feed the engine, which
+//! unites both: none comes first.
 //!
 //! Always true: a policy that is not understood completely is not applied at all, so that no rule
 //! gets wider by a part that was skipped.
 pub use self::{
     engine::{Enforcement, Engine, Options},
+    event::{Delay, Mark, PolicyEvent, Source},
     names::{RuleName, RuleNames},
     parse::{ParseError, Refusal, parse, parse_noting},
     rule::{Grant, Kind, Origin, Peer, Peers, Policy, Port, Rule},
@@ -23,10 +25,12 @@ use crate::types::{EndpointId, IdentityId, IpPrefix};
 mod cidr;
 pub mod directory;
 mod engine;
+mod event;
 mod names;
 mod parse;
 mod rule;
 mod selector;
+pub mod store;
 mod trace;
 mod verdict;
 mod yaml;

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream, errors::BroadcastStreamRecvError};
 use tokio_util::sync::CancellationToken;
 
-use super::{State, status, wire};
+use super::{State, policy, status, wire};
 use crate::{
     journal,
     lifecycle::Readiness,
@@ -62,6 +62,7 @@ pub(super) fn all(state: Arc<State>, token: CancellationToken) -> Router {
         .route("/v1/ip", get(async |state: Shared| Json(ips(&state))))
         .route("/v1/monitor", get(monitor))
         .route("/v1/store/backup", get(backup))
+        .merge(policy::routes())
         .with_state(Arc::clone(&state))
         .merge(health(Arc::clone(&state)))
         .merge(metrics(state))

@@ -36,6 +36,7 @@ pub(super) fn status(state: &State) -> wire::Status {
         not_enforced,
         errors: (state.errors)(),
         rejected: rejected(state),
+        policies: state.policies.summary(),
         datapath: state.datapath.borrow().clone(),
     }
 }

@@ -11,6 +11,8 @@ use crate::{
     tls::inspect::Certificate,
 };
 
+pub mod policy;
+
 /// `/v1/status`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -41,6 +43,8 @@ pub struct Status {
     pub errors: Vec<String>,
     /// Peers' entries that were refused, sorted by cluster and reason.
     pub rejected: Vec<Rejected>,
+    /// Which policies are in force.
+    pub policies: policy::Summary,
     /// The datapath's own status.
     pub datapath: enforcer::Status,
 }

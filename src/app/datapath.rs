@@ -1,5 +1,5 @@
 //! Joins mesh, endpoints and policies into changes for the enforcer.
-//! Always true: no endpoint reaches the policy engine before the policy directory was read once,
+//! Always true: no endpoint reaches the policy engine before all sources of policies were read once,
 //! so that a restart never takes an enforced endpoint for one without policy.
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     lifecycle::{ReadyToken, queue::Batch},
     limits::DELTA_BATCH_MAX,
     mesh::{Delta, Deltas, IpTarget, View},
-    policy::{self, Engine, directory::PolicyEvent},
+    policy::{self, Engine, PolicyEvent},
     types::{ClusterId, EndpointEvent, IdentityId, IpPrefix, LocalEndpoint},
 };
 
@@ -23,6 +23,8 @@ pub(super) struct Datapath {
     pub(super) view: View,
     pub(super) endpoint_events: mpsc::Receiver<EndpointEvent>,
     pub(super) policies: mpsc::Receiver<PolicyEvent>,
+    /// How many there are that tell of policies.
+    pub(super) policy_sources: usize,
     pub(super) changes: mpsc::Sender<Change>,
     pub(super) endpoints: watch::Sender<Vec<Arc<LocalEndpoint>>>,
 }
@@ -42,19 +44,24 @@ pub(super) fn engine(
 }
 
 impl Datapath {
-    /// Runs until cancelled or until the enforcer is gone. Drops `policies_read` when the policy
-    /// directory was read once.
+    /// Runs until cancelled or until the enforcer is gone. Drops `policies_read` when all sources of
+    /// policies were read once.
     pub(super) async fn run(
         mut self,
         policies_read: ReadyToken,
         cancel: CancellationToken,
     ) -> anyhow::Result<()> {
-        if !self.read_policies_once(&cancel).await {
+        let Some(mut changes) = self.read_policies_once(&cancel).await else {
             return Ok(());
-        }
+        };
         drop(policies_read);
         loop {
-            let mut changes = Vec::new();
+            for change in changes {
+                if self.changes.send(change).await.is_err() {
+                    anyhow::bail!("the enforcer has ended");
+                }
+            }
+            changes = Vec::new();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
@@ -62,26 +69,24 @@ impl Datapath {
                 Some(event) = self.endpoint_events.recv() => self.endpoint(event, &mut changes),
                 batch = self.deltas.pop_batch(DELTA_BATCH_MAX) => self.batch(batch, &mut changes),
             }
-            for change in changes {
-                if self.changes.send(change).await.is_err() {
-                    anyhow::bail!("the enforcer has ended");
-                }
-            }
         }
     }
 
-    /// Returns false if cancelled.
-    async fn read_policies_once(&mut self, cancel: &CancellationToken) -> bool {
-        let mut ignored = Vec::new();
-        loop {
+    /// What follows from the policies that there are; `None` if cancelled.
+    async fn read_policies_once(&mut self, cancel: &CancellationToken) -> Option<Vec<Change>> {
+        let mut changes = Vec::new();
+        let mut unread = self.policy_sources;
+        while unread > 0 {
             tokio::select! {
-                () = cancel.cancelled() => return false,
+                () = cancel.cancelled() => return None,
                 event = self.policies.recv() => match event {
-                    Some(PolicyEvent::Synced) | None => return true,
-                    Some(event) => self.policy(event, &mut ignored),
+                    Some(PolicyEvent::Synced) => unread -= 1,
+                    Some(event) => self.policy(event, &mut changes),
+                    None => break,
                 },
             }
         }
+        Some(changes)
     }
 
     fn policy(&mut self, event: PolicyEvent, changes: &mut Vec<Change>) {
@@ -91,6 +96,7 @@ impl Datapath {
                 self.engine.set_policies(&origin, policies, &mut out);
             }
             PolicyEvent::Removed { origin } => self.engine.remove_origin(&origin, &mut out),
+            PolicyEvent::Mark(mark) => changes.push(Change::Mark(mark)),
             PolicyEvent::Synced => {}
         }
         changes.extend(out.into_iter().map(Change::Map));

@@ -17,6 +17,7 @@ use crate::{
     limits::{DELTA_QUEUE_MAX, DROP_EVENTS_MAX},
     mesh::{self, Deltas, Mesh},
     peer,
+    policy::store::Policies,
     publish::{ExportPolicy, Views},
     store::Store,
     telemetry,
@@ -65,6 +66,11 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
     });
     let (name, id) = (settings.cluster_name.clone(), settings.cluster_id);
     let (sender, cancel) = (join.join(name.clone()), tasks.token());
+    let policies = admin::policy::Sources {
+        store: Policies::new(own.clone()),
+        cluster: watch::channel(Arc::default()).1,
+        files: None,
+    };
     tasks.spawn("own-cluster", async move {
         own::run(own, name, id, sender, cancel).await
     });
@@ -90,6 +96,7 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         registry: telemetry::registry().context("register metrics")?,
         started: Instant::now(),
         errors,
+        policies,
         datapath: watch::channel(enforcer::Status::default()).1,
     };
     admin::metrics::register_mesh(&state).context("register metrics")?;

@@ -1,7 +1,7 @@
 //! One HTTP request per connection over the agent's unix socket.
 use std::path::PathBuf;
 
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, StatusCode, body::Bytes, body::Incoming, header};
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, task::JoinSet};
@@ -40,12 +40,7 @@ impl Client {
         &self,
         route: &'static str,
     ) -> Result<T, Error> {
-        let answer = self.get(route).await?;
-        if answer.status != StatusCode::OK {
-            return Err(answer.refused().await?);
-        }
-        let (_, body) = answer.text().await?;
-        serde_json::from_str(&body).map_err(|source| Error::Decode { route, source })
+        self.get(route).await?.json().await
     }
 
     /// Copies the body to `out`; its end may be missing.
@@ -78,7 +73,29 @@ impl Client {
         })
     }
 
+    /// Sends `value` and reads the answer.
+    pub(super) async fn post<T: serde::Serialize, R: serde::de::DeserializeOwned>(
+        &self,
+        route: &'static str,
+        value: &T,
+    ) -> Result<R, Error> {
+        let body = serde_json::to_vec(value).map_err(|source| Error::Encode { route, source })?;
+        let mut request = Request::new(Full::from(body));
+        *request.method_mut() = hyper::Method::POST;
+        let json = header::HeaderValue::from_static("application/json");
+        request.headers_mut().insert(header::CONTENT_TYPE, json);
+        self.send(route, request).await?.json().await
+    }
+
     async fn get(&self, route: &'static str) -> Result<Answer, Error> {
+        self.send(route, Request::new(Full::default())).await
+    }
+
+    async fn send(
+        &self,
+        route: &'static str,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Answer, Error> {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|source| Error::Connect {
@@ -92,7 +109,6 @@ impl Client {
         let mut tasks = JoinSet::new();
         // An error of the connection comes out of the request or the body too.
         tasks.spawn(async move { drop(connection.await) });
-        let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = hyper::Uri::from_static(route);
         request
             .headers_mut()
@@ -118,10 +134,23 @@ impl Answer {
         Ok((self.status, text))
     }
 
+    async fn json<T: serde::de::DeserializeOwned>(self) -> Result<T, Error> {
+        if self.status != StatusCode::OK {
+            return Err(self.refused().await?);
+        }
+        let route = self.route;
+        let (_, body) = self.text().await?;
+        serde_json::from_str(&body).map_err(|source| Error::Decode { route, source })
+    }
+
     /// What the agent said instead of doing it.
     async fn refused(self) -> Result<Error, Error> {
         let route = self.route;
         let (status, body) = self.text().await?;
+        // Its own words, unless it knows nothing of the route.
+        if !body.is_empty() {
+            return Ok(Error::Said(body));
+        }
         Ok(Error::Refused {
             route,
             status,

@@ -13,7 +13,7 @@ mod status;
 const GAP: usize = 3;
 
 /// Left-aligned columns as wide as their widest cell; no blanks at line ends.
-fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let header = header.iter().map(|cell| (*cell).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
     let columns = rows.first().map_or(0, Vec::len);

@@ -13,11 +13,15 @@ use super::*;
 use crate::{
     admin::{self, Listen, State, metrics::DropCount},
     enforcer::{self, Event},
+    etcd::{Client, Connector},
     keyspace::Kind,
     lifecycle::{Readiness, ReadyToken, Tasks},
     mesh::{IdentityView, IpTarget, NodeView, Offender, View},
     peer::{Layer, PeerStatus, RemoteConfig, SyncedKinds},
-    policy::Direction,
+    policy::{
+        Direction,
+        store::{self as policies, Policies},
+    },
     publish::{ExportPolicy, Views},
     socket,
     store::{Options, Store},
@@ -29,6 +33,7 @@ use crate::{
 
 mod check;
 mod metrics;
+mod policy;
 mod status;
 
 struct Agent {
@@ -248,12 +253,37 @@ fn enforced() -> enforcer::Status {
     }
 }
 
+/// A cluster store with a policy that two nodes follow, and how this one stands.
+fn policies() -> (Policies, watch::Receiver<Arc<policies::Status>>) {
+    let store = store();
+    for (node, revision) in [("node1", 9), ("node2", 1)] {
+        let (key, value) = (
+            format!("tombolo/policy-status/v1/{node}"),
+            format!("{{\"revision\":{revision}}}"),
+        );
+        store.put(key.into(), value.into(), 0).unwrap();
+    }
+    let key = "tombolo/policies/v1/CiliumNetworkPolicy/default/db";
+    store.put(key.into(), "kind: [".into(), 0).unwrap();
+    let connector = Connector::new(move || {
+        let cancel = tokio_util::sync::CancellationToken::new();
+        Client::in_process(crate::serve::in_process(store.clone(), cancel))
+    });
+    let status = policies::Status {
+        read: 9,
+        applied: 8,
+        ..policies::Status::default()
+    };
+    (Policies::new(connector), watch::channel(Arc::new(status)).1)
+}
+
 type Peers = Arc<Mutex<Vec<PeerStatus>>>;
 
 fn state(readiness: Readiness, peers: &Peers) -> (State, Senders) {
     let (endpoints, endpoints_rx) = watch::channel(vec![Arc::new(endpoint())]);
     let (datapath, datapath_rx) = watch::channel(enforced());
     let peers = Arc::clone(peers);
+    let (policies, policy_status) = policies();
     let state = State {
         cluster_name: name("cluster1"),
         cluster_id: ClusterId::new(101, MaxClusters::C255).unwrap(),
@@ -270,6 +300,11 @@ fn state(readiness: Readiness, peers: &Peers) -> (State, Senders) {
         registry: crate::telemetry::registry().unwrap(),
         started: Instant::now(),
         errors: Arc::new(|| vec!["policy /p/a.yaml: spec.ingress: unknown field".to_owned()]),
+        policies: admin::policy::Sources {
+            store: policies,
+            cluster: policy_status,
+            files: None,
+        },
         datapath: datapath_rx,
     };
     admin::metrics::register_mesh(&state).unwrap();

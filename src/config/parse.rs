@@ -23,7 +23,7 @@ pub(super) fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// Go's spelling: numbers with units, `15s`, `1h30m`, `500ms`; `0` needs none.
-pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
+pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
     let wrong = "is not a time like 15s, 10m or 1h30m";
     let mut total = Duration::ZERO;
     let mut rest = if text == "0" { "0s" } else { text };

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     mesh::Sample,
-    policy::{MapDelta, PolicyEntry, PolicyKey},
+    policy::{MapDelta, Mark, PolicyEntry, PolicyKey},
     types::{EndpointEvent, EndpointId, IdentityId, IpPrefix, LocalEndpoint, MaxClusters},
 };
 
@@ -53,6 +53,8 @@ pub struct Reconciler<D> {
     flags: HashMap<EndpointId, u32>,
     /// Batches whose changes came before, and are perhaps not written yet.
     sampled: Vec<Sample>,
+    /// The same for policies.
+    marks: Vec<Mark>,
     status: Status,
 }
 
@@ -83,6 +85,7 @@ impl<D: Datapath> Reconciler<D> {
             endpoints: HashMap::new(),
             flags: HashMap::new(),
             sampled: Vec::new(),
+            marks: Vec::new(),
             status: Status::default(),
         };
         for endpoint in reconciler.kernel.endpoints.values() {
@@ -109,9 +112,7 @@ impl<D: Datapath> Reconciler<D> {
         }
         self.sweep_policy();
         self.write();
-        if self.ipcache.is_empty() && self.policy.is_empty() && self.cidrs.is_empty() {
-            self.sampled.drain(..).for_each(|sample| sample.enforced());
-        }
+        self.tell_enforced();
     }
 
     /// To be called now and then: tries again what failed, and looks for lost interfaces.
@@ -119,6 +120,14 @@ impl<D: Datapath> Reconciler<D> {
         self.touched.extend(self.status.problems.keys().copied());
         self.collect_interfaces();
         self.write();
+        self.tell_enforced();
+    }
+
+    fn tell_enforced(&mut self) {
+        if self.ipcache.is_empty() && self.policy.is_empty() && self.cidrs.is_empty() {
+            self.sampled.drain(..).for_each(|sample| sample.enforced());
+            self.marks.drain(..).for_each(|mark| mark.enforced());
+        }
     }
 
     /// Reads the maps back and owes whatever differs from what they should hold.
@@ -269,6 +278,7 @@ impl<D: Datapath> Reconciler<D> {
                     .for_each(|cluster| self.sweep_policy_of(cluster));
             }
             Change::Sampled(sample) => self.sampled.push(sample),
+            Change::Mark(mark) => self.marks.push(mark),
             Change::InterfacesChanged => {
                 // An index may have been given out again: whatever is attached is attached anew.
                 self.kernel.links.clear();

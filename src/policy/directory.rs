@@ -21,27 +21,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Origin, ParseError, Policy, parse};
+use super::{Delay, Origin, ParseError, Policy, PolicyEvent, Source, parse};
 use crate::{limits, saved::Saved};
-
-/// A change of the policies of one source.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PolicyEvent {
-    /// The origin holds exactly these policies now.
-    Set {
-        /// Where.
-        origin: Origin,
-        /// Its policies; at least one.
-        policies: Vec<Policy>,
-    },
-    /// The origin is gone, and its policies with it.
-    Removed {
-        /// Where they were.
-        origin: Origin,
-    },
-    /// Everything readable that was there at the start was sent.
-    Synced,
-}
 
 /// How the directory stands; only the latest counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -127,11 +108,14 @@ pub struct Directory {
     dir: PathBuf,
     saved: Saved,
     events: mpsc::Sender<PolicyEvent>,
+    delay: Delay,
     status: watch::Sender<Arc<Status>>,
     /// The last seen content of each file, good or bad.
     seen: BTreeMap<PathBuf, Seen>,
     dir_error: Option<String>,
     synced: bool,
+    /// Whether policies were sent without a mark behind them.
+    unmarked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -147,30 +131,28 @@ struct Seen {
 struct Unwanted;
 
 impl Directory {
-    /// A watcher of `dir` that sends to the returned receivers once it runs. Last good versions
-    /// are kept in `saved`, which nobody else writes to.
+    /// A watcher of `dir` that sends to `events` once it runs. Last good versions are kept in
+    /// `saved`, which nobody else writes to.
     #[must_use]
     pub fn new(
         dir: PathBuf,
         saved: PathBuf,
-    ) -> (
-        Self,
-        mpsc::Receiver<PolicyEvent>,
-        watch::Receiver<Arc<Status>>,
-    ) {
-        let (events, receiver) = mpsc::channel(limits::POLICY_EVENTS_MAX);
-        let (status, status_receiver) = watch::channel(Arc::default());
-        let seen = BTreeMap::new();
+        events: mpsc::Sender<PolicyEvent>,
+        delay: Delay,
+    ) -> (Self, watch::Receiver<Arc<Status>>) {
+        let (status, receiver) = watch::channel(Arc::default());
         let directory = Self {
             dir,
             saved: Saved::new(saved),
             events,
+            delay,
             status,
-            seen,
+            seen: BTreeMap::new(),
             dir_error: None,
             synced: false,
+            unmarked: false,
         };
-        (directory, receiver, status_receiver)
+        (directory, receiver)
     }
 
     /// Sends what the directory holds, then what changes, until `cancel` or until the receiver of
@@ -235,6 +217,7 @@ impl Directory {
     }
 
     async fn scan(&mut self) -> Result<(), Unwanted> {
+        let came = std::time::Instant::now();
         match self.list().await {
             Ok((files, surplus)) => {
                 self.note_directory(surplus.as_ref());
@@ -262,6 +245,11 @@ impl Directory {
                 }
             }
             Err(error) => self.note_directory(Some(&error)),
+        }
+        if self.unmarked {
+            let mark = self.delay.mark(Source::Files, came, None);
+            self.send(PolicyEvent::Mark(mark)).await?;
+            self.unmarked = false;
         }
         if !self.synced && self.dir_error.is_none() {
             self.synced = true;
@@ -392,7 +380,8 @@ impl Directory {
         }
     }
 
-    async fn send(&self, event: PolicyEvent) -> Result<(), Unwanted> {
+    async fn send(&mut self, event: PolicyEvent) -> Result<(), Unwanted> {
+        self.unmarked = true;
         self.events.send(event).await.map_err(|_closed| Unwanted)
     }
 

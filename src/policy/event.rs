@@ -146,7 +146,9 @@ mod tests {
         assert_eq!(*seen.borrow(), 9);
         let registry = prometheus::Registry::new();
         delay.register(&registry).unwrap();
-        let count = registry.gather()[0].metric[0].get_histogram().sample_count();
+        let count = registry.gather()[0].get_metric()[0]
+            .get_histogram()
+            .get_sample_count();
         assert_eq!(count, 2);
     }
 }

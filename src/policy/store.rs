@@ -10,14 +10,14 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use bytes::Bytes;
 
+use self::documents::Document;
 pub use self::{
-    follow::{Follower, Status},
+    follow::{Follower, PolicyStatus, Status},
     name::{BadName, Name},
 };
-use self::documents::Document;
 use super::ParseError;
 use crate::{
-    etcd::{self, Client, Connector, Txn, TxnOp, TxnOpResponse},
+    etcd::{self, Client, Connector, ResponseHeader, Txn, TxnOp, TxnOpResponse},
     keyspace::layout::{POLICIES_PREFIX, POLICY_STATUS_PREFIX},
     limits,
 };
@@ -65,7 +65,9 @@ pub enum Error {
         max: u64,
     },
     /// The store would hold more policies than the nodes take.
-    #[error("the cluster store would hold {count} policies, more than {max}; join some or delete others")]
+    #[error(
+        "the cluster store would hold {count} policies, more than {max}; join some or delete others"
+    )]
     TooMany {
         /// How many.
         count: usize,
@@ -221,7 +223,7 @@ impl Policies {
             let steps = names.iter().map(|name| TxnOp::delete(name.key(), None));
             let txn = Txn::new().and_then(steps.collect::<Vec<_>>());
             let response = client.txn(POLICIES_PREFIX, txn).await.map_err(failed)?;
-            let revision = response.header().map_or(0, etcd::ResponseHeader::revision);
+            let revision = response.header().map_or(0, ResponseHeader::revision);
             for (name, step) in names.iter().zip(response.op_responses()) {
                 let gone = matches!(step, TxnOpResponse::Delete(step) if step.deleted() > 0);
                 done.push(Done {
@@ -275,6 +277,15 @@ impl Policies {
     }
 }
 
+/// What the policies of `files` (name for errors, and text) are called.
+///
+/// # Errors
+/// What is refused, as when they are applied.
+pub fn names(files: &[(PathBuf, String)]) -> Result<Vec<Name>, Error> {
+    let documents = check(files)?.into_iter();
+    Ok(documents.map(|document| document.name).collect())
+}
+
 /// All documents of a request, each policy once.
 fn check(files: &[(PathBuf, String)]) -> Result<Vec<Document>, Error> {
     let mut all: Vec<Document> = Vec::new();
@@ -319,7 +330,7 @@ impl Batch {
     async fn put(self, client: &Client) -> Result<i64, etcd::Error> {
         let txn = Txn::new().and_then(self.steps);
         let response = client.txn(POLICIES_PREFIX, txn).await?;
-        Ok(response.header().map_or(0, etcd::ResponseHeader::revision))
+        Ok(response.header().map_or(0, ResponseHeader::revision))
     }
 }
 

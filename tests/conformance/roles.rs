@@ -5,7 +5,10 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use tombolo::{
     etcd::{Class, Client, Compare, CompareOp, PutOptions, Txn, TxnOp},
-    policy::{Enforcement, Engine, MapDelta, Options, Votes, directory::Directory, parse},
+    policy::{
+        Delay, Enforcement, Engine, MapDelta, Options, PolicyEvent, Votes, directory::Directory,
+        parse,
+    },
     types::{EndpointEvent, EndpointId, IdentityId, Labels, LocalEndpoint},
 };
 
@@ -159,14 +162,16 @@ async fn enforced(
         })),
         out,
     );
-    let (directory, mut events, status) = Directory::new(dir.to_owned(), saved.to_owned());
+    let (sender, mut events) = tokio::sync::mpsc::channel(1);
+    let (dir, saved) = (dir.to_owned(), saved.to_owned());
+    let (directory, status) = Directory::new(dir, saved, sender, Delay::default());
     let cancel = CancellationToken::new();
     let running = tokio::spawn(directory.run(cancel.clone()));
     while let Some(event) = events.recv().await {
-        use tombolo::policy::directory::PolicyEvent;
         match event {
             PolicyEvent::Set { origin, policies } => engine.set_policies(&origin, policies, out),
             PolicyEvent::Removed { origin } => engine.remove_origin(&origin, out),
+            PolicyEvent::Mark(_) => {}
             PolicyEvent::Synced => break,
         }
     }

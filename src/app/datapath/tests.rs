@@ -14,8 +14,8 @@ use crate::{
     lifecycle::{Readiness, Tasks},
     mesh::{Deltas, Mesh, Settings, Terms},
     policy::{
-        self, Engine, Grant, MapDelta, Origin, Peers, PerDirection, Policy, Port, Rule, Selector,
-        directory::PolicyEvent,
+        self, Engine, Grant, MapDelta, Origin, Peers, PerDirection, Policy, PolicyEvent, Port,
+        Rule, Selector,
     },
     store::{Options, Store},
     types::{
@@ -76,6 +76,7 @@ impl Street {
             view: mesh.view(),
             endpoint_events: mpsc::channel(1).1,
             policies: mpsc::channel(1).1,
+            policy_sources: 1,
             changes: mpsc::channel(1).0,
             endpoints: watch::channel(Vec::new()).0,
         };
@@ -277,13 +278,14 @@ fn entries_for_named_ports_come_before_their_address_and_go_behind_it() {
     );
 }
 
-/// Goal: the token goes with the policy directory's `Synced`, not before.
+/// Goal: the token goes with the last `Synced` of the sources of policies, not before.
 #[tokio::test]
-async fn ready_waits_for_the_policy_directory() {
+async fn ready_waits_for_all_policies() {
     let (policies, events) = mpsc::channel(1);
     let (readiness, tasks) = (Readiness::new(), Tasks::new());
     let datapath = Datapath {
         policies: events,
+        policy_sources: 2,
         ..Street::new().datapath
     };
     let run = datapath.run(readiness.pending("policy"), tasks.token());
@@ -293,6 +295,9 @@ async fn ready_waits_for_the_policy_directory() {
     };
     policies.send(removed).await.unwrap();
     // One slot: whoever may send again knows that the last event was taken.
+    drop(policies.reserve().await.unwrap());
+    assert_eq!(readiness.waiting(), ["policy"]);
+    policies.send(PolicyEvent::Synced).await.unwrap();
     drop(policies.reserve().await.unwrap());
     assert_eq!(readiness.waiting(), ["policy"]);
     policies.send(PolicyEvent::Synced).await.unwrap();

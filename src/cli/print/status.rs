@@ -39,6 +39,7 @@ pub(in crate::cli) fn status(status: &wire::Status, verbose: bool) -> String {
             ),
         },
     );
+    policies(&mut text, &status.policies);
     if verbose {
         let counts = counts(&status.local);
         item(&mut text, "Local cluster", &counts);
@@ -54,6 +55,7 @@ pub(in crate::cli) fn status(status: &wire::Status, verbose: bool) -> String {
             clusters.len()
         ),
     );
+    policies(&mut text, &status.policies);
     for cluster in clusters {
         remote_cluster(&mut text, cluster, status, verbose);
     }
@@ -73,6 +75,26 @@ pub(in crate::cli) fn status(status: &wire::Status, verbose: bool) -> String {
 
 fn item(text: &mut String, name: &str, value: &str) {
     text.push_str(&format!("{:24}{value}\n", format!("{name}:")));
+}
+
+fn policies(text: &mut String, policies: &wire::policy::Summary) {
+    let wire::policy::Summary {
+        files,
+        cluster,
+        refused,
+        read_revision,
+        applied_revision,
+    } = policies;
+    let mut value = format!(
+        "{files} in files of this node, {cluster} in the cluster store, revision {applied_revision}"
+    );
+    if applied_revision != read_revision {
+        value.push_str(&format!(" (revision {read_revision} is being applied)"));
+    }
+    if *refused > 0 {
+        value.push_str(&format!(", {refused} refused"));
+    }
+    item(text, "Policies", &value);
 }
 
 fn datapath(text: &mut String, status: &enforcer::Status) {

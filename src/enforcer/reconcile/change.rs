@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     mesh::{IpTarget, Sample},
-    policy::MapDelta,
+    policy::{MapDelta, Mark},
     types::{ClusterId, EndpointEvent, EndpointId, IpPrefix},
 };
 
@@ -36,6 +36,8 @@ pub enum Change {
     Members(Vec<ClusterId>),
     /// Everything before this followed from a batch whose way is measured.
     Sampled(Sample),
+    /// Everything before this followed from policies whose way is followed.
+    Mark(Mark),
     /// Interfaces came or went.
     InterfacesChanged,
     /// Which events somebody listens for, besides drops and what only audit mode lets pass.

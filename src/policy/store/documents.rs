@@ -72,7 +72,10 @@ fn split(text: &str) -> Vec<(usize, String)> {
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let marker = |marker| {
             let rest = line.strip_prefix(marker)?;
-            rest.chars().next().is_none_or(char::is_whitespace).then_some(rest)
+            rest.chars()
+                .next()
+                .is_none_or(char::is_whitespace)
+                .then_some(rest)
         };
         match marker("---").or_else(|| marker("...")) {
             // What follows the marker on its line belongs to the document.
@@ -100,7 +103,8 @@ mod tests {
 
     #[test]
     fn documents_keep_their_lines_and_comments() {
-        let text = "# head\n---\na: 1 # one\nb: |\n  ---\n  x\n--- {c: 2}\n...\n---\n# nothing\n---\nd: 3";
+        let text =
+            "# head\n---\na: 1 # one\nb: |\n  ---\n  x\n--- {c: 2}\n...\n---\n# nothing\n---\nd: 3";
         let expected = [
             (2, "a: 1 # one\nb: |\n  ---\n  x\n".to_owned()),
             (6, "    {c: 2}\n".to_owned()),

@@ -47,7 +47,9 @@ pub struct Status {
 pub struct PolicyStatus {
     /// Of its last change; 0 if it is known from this node's disk only.
     pub revision: i64,
-    /// Why its present version is not in force, if so.
+    /// Some good version of it is in force.
+    pub in_force: bool,
+    /// Why its present version is not, if so.
     pub error: Option<String>,
 }
 
@@ -78,8 +80,6 @@ pub struct Follower {
 struct Held {
     /// Of the version seen last, good or bad.
     digest: [u8; 32],
-    /// Whether a good version was handed on.
-    sent: bool,
     status: PolicyStatus,
 }
 
@@ -206,8 +206,9 @@ impl Follower {
     async fn round(&mut self) -> Result<Infallible, End> {
         let client = self.connector.connect().await?;
         let mut next = self.list(&client).await?;
-        self.grant(&client).await?;
+        // Before the first word of it, so that no later one is missed.
         let mut applied = self.applied.subscribe();
+        self.grant(&client).await?;
         let mut watch = client.watch(POLICIES_PREFIX, next).await?;
         let mut renew = ticks(limits::POLICY_STATUS_RENEW);
         let mut compare = ticks(limits::POLICY_STORE_COMPARE);
@@ -225,8 +226,8 @@ impl Follower {
                 // A watch may fall silent without an error.
                 _ = compare.tick() => if !self.agrees(&client).await? {
                     next = self.list(&client).await?;
-                    watch = client.watch(POLICIES_PREFIX, next).await?;
                     applied = self.applied.subscribe();
+                    watch = client.watch(POLICIES_PREFIX, next).await?;
                     self.tell(&client).await?;
                 },
             }
@@ -321,13 +322,17 @@ impl Follower {
             }
         };
         self.saved.keep(&copy(&name), text).await;
-        tracing::info!(policy = name, revision, "policy of the cluster store applied");
+        tracing::info!(
+            policy = name,
+            revision,
+            "policy of the cluster store applied"
+        );
         let origin = Origin::Cluster(name.clone());
         let held = Held {
             digest,
-            sent: true,
             status: PolicyStatus {
                 revision,
+                in_force: true,
                 error: None,
             },
         };
@@ -337,14 +342,21 @@ impl Follower {
     }
 
     fn refuse(&mut self, name: String, digest: [u8; 32], revision: i64, error: String) {
-        let sent = self.held.get(&name).is_some_and(|held| held.sent);
-        tracing::error!(policy = name, revision, kept = sent, error, "policy of the cluster store refused");
-        let error = Some(error);
-        let held = Held {
-            digest,
-            sent,
-            status: PolicyStatus { revision, error },
+        let known = self.held.get(&name);
+        let in_force = known.is_some_and(|held| held.status.in_force);
+        tracing::error!(
+            policy = name,
+            revision,
+            kept = in_force,
+            error,
+            "policy of the cluster store refused"
+        );
+        let status = PolicyStatus {
+            revision,
+            in_force,
+            error: Some(error),
         };
+        let held = Held { digest, status };
         self.held.insert(name, held);
     }
 
@@ -353,8 +365,8 @@ impl Follower {
             return Ok(());
         }
         for name in gone {
-            let sent = self.held.remove(&name).is_some_and(|held| held.sent);
-            if sent {
+            let held = self.held.remove(&name);
+            if held.is_some_and(|held| held.status.in_force) {
                 tracing::info!(policy = name, "policy of the cluster store removed");
                 let origin = Origin::Cluster(name);
                 self.send(PolicyEvent::Removed { origin }).await?;
@@ -428,7 +440,11 @@ impl Follower {
         // Numbers and texts always have a JSON form.
         let value = serde_json::to_vec(&status).unwrap_or_default();
         let lease = self.lease.unwrap_or_default();
-        let put = TxnOp::put(key.as_str(), value, Some(PutOptions::new().with_lease(lease)));
+        let put = TxnOp::put(
+            key.as_str(),
+            value,
+            Some(PutOptions::new().with_lease(lease)),
+        );
         client.txn(&key, Txn::new().and_then([put])).await.map(drop)
     }
 
@@ -448,7 +464,9 @@ impl Follower {
     fn publish(&self) {
         let surplus = self.surplus.as_ref().map(|name| {
             let max = limits::POLICIES_MAX;
-            format!("the cluster store holds more than {max} policies; {name} and others are left out")
+            format!(
+                "the cluster store holds more than {max} policies; {name} and others are left out"
+            )
         });
         let status = Status {
             error: self.error.clone().or(surplus),
@@ -483,7 +501,11 @@ fn name_of(key: &[u8]) -> Option<String> {
 /// The file of a policy's last good version; a name may be longer than a file's may be.
 fn copy(name: &str) -> PathBuf {
     let digest = Sha256::digest(name);
-    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = digest
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("{hex}.yaml").into()
 }
 

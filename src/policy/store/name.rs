@@ -99,8 +99,16 @@ mod tests {
             assert_eq!(full.parse(), Ok(name));
         }
         for text in [
-            "", "web", "cnp/web", "cnp/_/web", "ccnp/shop/all", "pod/shop/web", "cnp/shop/", "cnp//web",
-            "cnp/../web", "cnp/a/b/c",
+            "",
+            "web",
+            "cnp/web",
+            "cnp/_/web",
+            "ccnp/shop/all",
+            "pod/shop/web",
+            "cnp/shop/",
+            "cnp//web",
+            "cnp/../web",
+            "cnp/a/b/c",
         ] {
             assert_eq!(text.parse::<Name>(), Err(BadName(text.to_owned())));
         }
