@@ -15,6 +15,7 @@ mod etcdctl;
 mod linearizable;
 mod mtls;
 mod peer;
+mod policies;
 mod real;
 mod resume;
 mod site;

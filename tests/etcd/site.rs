@@ -39,7 +39,8 @@ pub(crate) struct Site {
     dir: tempfile::TempDir,
     pub(crate) state: PathBuf,
     /// An agent that starts again finds its port free.
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
+    node: &'static str,
 }
 
 pub(crate) struct Agent {
@@ -67,6 +68,11 @@ impl Agent {
 
 impl Site {
     pub(crate) fn new() -> Self {
+        Self::of_node("n1")
+    }
+
+    /// Of another node of the same cluster.
+    pub(crate) fn of_node(node: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
         for name in ["bpf", "peers", "state"] {
@@ -79,6 +85,7 @@ impl Site {
             dir,
             state,
             address: own_address(),
+            node,
         }
     }
 
@@ -93,7 +100,7 @@ impl Site {
             .arg("mount -t bpf bpf \"$0\"; exec \"$@\"")
             .arg(self.path("bpf"))
             .args([TOMBOLO, "agent", "--cluster-name", "west"])
-            .args(["--cluster-id", "12", "--node-name", "n1"])
+            .args(["--cluster-id", "12", "--node-name", self.node])
             .args(["--health-port", "off", "--prometheus-serve-addr", "off"])
             .args(["--listen", &self.address.to_string()]);
         for (flag, path) in [
