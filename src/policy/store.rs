@@ -81,8 +81,15 @@ pub enum Error {
         op: &'static str,
         /// Why not.
         #[source]
-        source: etcd::Error,
+        source: Box<etcd::Error>,
     },
+}
+
+impl Error {
+    fn store(op: &'static str, source: etcd::Error) -> Self {
+        let source = Box::new(source);
+        Self::Store { op, source }
+    }
 }
 
 /// What became of a policy.
@@ -166,10 +173,7 @@ impl Policies {
         let client = self.connect("write").await?;
         let keys = documents.iter().map(|document| document.name.key().into());
         let keys: Vec<Bytes> = keys.collect();
-        let failed = |source| Error::Store {
-            op: "write",
-            source,
-        };
+        let failed = |source| Error::store("write", source);
         let found = client.get_many(keys).await.map_err(failed)?;
         let new = found.iter().filter(|(_, entry)| entry.is_none()).count();
         if new > 0 {
@@ -213,10 +217,7 @@ impl Policies {
     /// # Errors
     /// What the store did not do; of more than a hundred names a part may be done then.
     pub async fn delete(&self, names: &[Name]) -> Result<Vec<Done>, Error> {
-        let failed = |source| Error::Store {
-            op: "delete",
-            source,
-        };
+        let failed = |source| Error::store("delete", source);
         let client = self.connect("delete").await?;
         let mut done = Vec::with_capacity(names.len());
         for names in names.chunks(limits::STORE_BATCH_KEYS) {
@@ -246,7 +247,7 @@ impl Policies {
     pub async fn list(&self) -> Result<Vec<Stored>, Error> {
         let client = self.connect("read").await?;
         let read = entries(&client, POLICIES_PREFIX).await;
-        let (entries, _) = read.map_err(|source| Error::Store { op: "read", source })?;
+        let (entries, _) = read.map_err(|source| Error::store("read", source))?;
         let stored = entries.into_iter().map(|(name, entry)| Stored {
             name,
             revision: entry.revision,
@@ -262,7 +263,7 @@ impl Policies {
     pub async fn nodes(&self) -> Result<BTreeMap<String, NodeStatus>, Error> {
         let client = self.connect("read").await?;
         let read = entries(&client, POLICY_STATUS_PREFIX).await;
-        let (entries, _) = read.map_err(|source| Error::Store { op: "read", source })?;
+        let (entries, _) = read.map_err(|source| Error::store("read", source))?;
         let status = |(node, entry): (String, etcd::Entry)| {
             // What is none of ours stands for a node that applied nothing.
             let status = serde_json::from_slice(&entry.value).unwrap_or_default();
@@ -273,7 +274,7 @@ impl Policies {
 
     async fn connect(&self, op: &'static str) -> Result<Client, Error> {
         let client = self.connector.connect().await;
-        client.map_err(|source| Error::Store { op, source })
+        client.map_err(|source| Error::store(op, source))
     }
 }
 
