@@ -129,6 +129,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         .await
         .context("open the datapath")?
         .context("open the datapath")?;
+    let cidrs = kernel.cidrs();
     let cancel = tasks.token();
     tasks.spawn("enforcer", async move { Ok(kernel.run(cancel).await?) });
 
@@ -166,7 +167,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let (policy_status, policy_delay) = (policies.status, policies.delay);
     let (endpoints, endpoints_view) = watch::channel(Vec::new());
     let datapath = Datapath {
-        engine: datapath::engine(&config, []),
+        engine: datapath::engine(&config, cidrs),
         deltas,
         view: view.clone(),
         endpoint_events: endpoint_receiver,
