@@ -55,7 +55,6 @@ pub(in crate::cli) fn status(status: &wire::Status, verbose: bool) -> String {
             clusters.len()
         ),
     );
-    policies(&mut text, &status.policies);
     for cluster in clusters {
         remote_cluster(&mut text, cluster, status, verbose);
     }
