@@ -97,7 +97,8 @@ impl Engine {
     /// An identity got labels, or is gone. Appends what changes to `out`.
     ///
     /// Reserved identities and those of this node are left as they are: no peer may say what `host`
-    /// means, and a label on identity 0 would open the entry for everybody.
+    /// means, and a label on identity 0 would open the entry for everybody. Labels that only such
+    /// identities have are not taken for those of others.
     pub fn apply_identity(
         &mut self,
         id: IdentityId,
@@ -107,8 +108,7 @@ impl Engine {
         if id.is_reserved() || id.is_local() {
             return;
         }
-        let prefix = None;
-        let identity = labels.map(|labels| Identity { labels, prefix });
+        let identity = labels.map(Identity::of_mesh);
         let mut touched = Touched::default();
         self.relabel(id, identity, &mut touched);
         self.finish(touched, out);

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     policy::{cidr, selector::Selector},
-    types::{IdentityId, IpPrefix, Labels},
+    types::{IdentityId, IpPrefix, Label, Labels},
 };
 
 /// What selectors are matched against.
@@ -21,6 +21,22 @@ pub(super) struct Identity {
 }
 
 impl Identity {
+    /// An identity that some cluster allocated. What it says of itself with labels that only
+    /// reserved identities and prefixes have is not heard.
+    pub(super) fn of_mesh(labels: Arc<Labels>) -> Self {
+        let ours = |label: &&Label| !["reserved", "cidr"].contains(&&*label.source);
+        let all = labels.as_slice();
+        let labels = if all.iter().all(|label| ours(&label)) {
+            labels
+        } else {
+            // Labels that were read hold nothing that can't be written.
+            let heard = all.iter().filter(ours).cloned();
+            Arc::new(Labels::new(heard).unwrap_or_default())
+        };
+        let prefix = None;
+        Self { labels, prefix }
+    }
+
     /// The identity of a part of the world.
     pub(super) fn of(prefix: IpPrefix) -> Self {
         Self {

@@ -145,3 +145,18 @@ fn an_identity_that_nobody_selects_changes_nothing() {
     );
     assert_eq!(out, []);
 }
+
+#[test]
+fn an_identity_of_the_mesh_is_not_heard_when_it_calls_itself_reserved() {
+    let mut engine = street(GUIDE, true);
+    let (origin, out) = (Origin::Cluster("x".into()), &mut Vec::new());
+    let host = Peer::Labels(Selector::new([Requirement::reserved("host")]));
+    let allow = grant(false, Peers::Of(vec![host]), &[]);
+    let all = vec![policy("p", false, vec![allow], vec![])];
+    engine.set_policies(&origin, all, out);
+    out.clear();
+    let text = "k8s:app=x;k8s:io.cilium.k8s.policy.cluster=cluster2;reserved:host=;";
+    let id = IdentityId(REMOTE + 9);
+    engine.apply_identity(id, Some(Arc::new(Labels::parse(text))), out);
+    assert_eq!(*out, []);
+}
