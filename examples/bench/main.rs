@@ -22,6 +22,7 @@ mod fanout;
 mod figure;
 mod mesh;
 mod peers;
+mod policy;
 mod propagation;
 mod puts;
 mod ranges;
@@ -67,6 +68,8 @@ enum Group {
     /// Import of a peer's keyspace, of large and of many, reconnection, restart, and the latency
     /// from a peer's write to a watcher of the cache
     Mesh,
+    /// One change of policy, identities or endpoints, until its consequences are known
+    Policy,
     /// The policy programs on made-up packets
     Datapath,
 }
@@ -84,6 +87,9 @@ enum Part {
         #[arg(long)]
         peers: Option<peers::Shape>,
     },
+    /// (child) print what an entry of the policy engine takes
+    #[command(hide = true)]
+    PolicyMemory,
     /// (child) wait for the last key in the cache at the URL
     #[command(hide = true)]
     Read {
@@ -130,6 +136,7 @@ fn run(args: &Args) -> Result<ExitCode> {
             cache,
             addresses,
         }) => runtime.block_on(mesh::read(certs, cache, *addresses))?,
+        Some(Part::PolicyMemory) => policy::memory()?,
         None => measure(&runtime, &args.options)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -168,6 +175,7 @@ fn measure(runtime: &tokio::runtime::Runtime, options: &Options) -> Result<()> {
             Group::Puts => puts::measure(runtime, options.quick),
             Group::Fanout => fanout::measure(runtime, options.quick),
             Group::Mesh => mesh::measure(runtime, options.quick),
+            Group::Policy => policy::measure(options.quick),
             Group::Datapath => datapath::measure(options.quick),
         };
         for figure in figures.with_context(|| format!("measure {group:?}"))? {
