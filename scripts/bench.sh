@@ -2,7 +2,7 @@
 # Builds in release mode and measures; benches/README.md says what. Needs root: the programs run in
 # namespaces of their own, with BPF.
 # Usage: scripts/bench.sh [--quick] [--json FILE] [GROUP…]   (groups: store, ranges, puts, fanout,
-# mesh, datapath)
+# mesh, policy, datapath)
 set -euo pipefail
 caller="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
