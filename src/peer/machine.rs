@@ -422,6 +422,12 @@ impl Machine {
             }
             _ => {}
         }
+        // Whoever breaks off in the middle of its lists would do so again at once.
+        if let Phase::Following(config) = &self.phase
+            && self.waiting(config).is_none()
+        {
+            self.backoff = Backoff::default();
+        }
     }
 
     /// Checks the peer's configuration, as far as that can be done without the other peers.
@@ -478,7 +484,6 @@ impl Machine {
             endpoint_slices: !capabilities.endpoint_slices_export_mode.is_empty(),
         });
         self.announced = Some(id);
-        self.backoff = Backoff::default();
         self.trouble = None;
         self.logged = None;
         self.seen.open.clear();

@@ -459,6 +459,29 @@ fn ready_when_every_kind_is_complete_and_canaries_are_named_until_then() {
 }
 
 #[test]
+fn delay_grows_for_whoever_breaks_off_before_its_lists_are_complete() {
+    let mut world = World::new();
+    world.file(1, None);
+    let seen = |complete: &[Kind]| Seen {
+        config: Some(Some(r#"{"id":2}"#.into())),
+        complete: complete.to_vec(),
+        ..Seen::default()
+    };
+    let mut delay_after = |complete: &[Kind]| {
+        world.input(Input::Opened);
+        world.input(Input::Seen(seen(&[])));
+        world.input(Input::Seen(seen(complete)));
+        world.fail("reset");
+        let delay = world.machine.deadline().unwrap() - world.now;
+        world.pass(delay);
+        delay
+    };
+    let delays = [(); 5].map(|()| delay_after(&[Kind::Nodes]));
+    assert!(delays.is_sorted_by(|a, b| a < b), "{delays:?}");
+    assert_eq!(delay_after(&Kind::ALL), delays[0]);
+}
+
+#[test]
 fn cache_ttl_runs_from_the_first_failure_to_the_next_configuration() {
     let ttl = 30 * SECOND;
     let mut world = World::with(MAX, Some(ttl));
