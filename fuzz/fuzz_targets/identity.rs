@@ -1,5 +1,5 @@
-//! Identities: an accepted one lies in the peer's range and carries its cluster's label, and its
-//! labels are written as they are read.
+//! Identities: an accepted one lies in the peer's range and carries its cluster's label and none
+//! of the reserved ones; its labels are written as they are read.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use tombolo::{
@@ -18,5 +18,7 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(identity.to_string().as_bytes(), suffix);
         let mut clusters = labels.with_key(CLUSTER_LABEL);
         assert!(clusters.all(|label| label.value == "west"));
+        let mut all = labels.as_slice().iter();
+        assert!(all.all(|label| label.source != "reserved"));
     }
 });

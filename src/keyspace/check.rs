@@ -45,6 +45,9 @@ pub enum Rejection {
     /// The identity lacks its cluster label, or has a foreign one.
     #[error("label io.cilium.k8s.policy.cluster is missing or foreign")]
     ClusterLabel,
+    /// The identity has a label that only the reserved identities carry, whose meaning is fixed.
+    #[error("labels of source reserved are for the reserved identities only")]
+    ReservedLabel,
     /// A field has a value that means nothing.
     #[error("value of field {0} is invalid")]
     InvalidField(&'static str),
@@ -67,6 +70,7 @@ impl Rejection {
             Self::MaxClustersMismatch(_) => "max-clusters-mismatch",
             Self::IdentityOutOfRange(_) => "identity-out-of-range",
             Self::ClusterLabel => "cluster-label",
+            Self::ReservedLabel => "reserved-label",
             Self::InvalidField(_) => "invalid-field",
         }
     }
@@ -279,7 +283,8 @@ pub fn identity_of_key(
 /// Decodes and checks an identity entry of the cluster `name` with the id `cluster`.
 ///
 /// # Errors
-/// Malformed key, empty or oversize value, out of range, cluster label missing or foreign.
+/// Malformed key, empty or oversize value, out of range, cluster label missing or foreign, a label
+/// of the source `reserved`: with `reserved:host` a workload would pass for a node.
 pub fn decode_identity(
     suffix: &[u8],
     value: &[u8],
@@ -297,9 +302,12 @@ pub fn decode_identity(
     let labels = Labels::parse(&String::from_utf8_lossy(value));
     let is_own = |label: &Label| label.source == "k8s" && label.value == name.as_str();
     let present = labels.with_key(CLUSTER_LABEL).next().is_some();
-    if present && labels.with_key(CLUSTER_LABEL).all(is_own) {
-        Ok((id, labels))
-    } else {
-        Err(Rejection::ClusterLabel)
+    if !present || !labels.with_key(CLUSTER_LABEL).all(is_own) {
+        return Err(Rejection::ClusterLabel);
     }
+    let mut all = labels.as_slice().iter();
+    if all.any(|label| label.source == "reserved") {
+        return Err(Rejection::ReservedLabel);
+    }
+    Ok((id, labels))
 }

@@ -348,6 +348,11 @@ fn identities_must_carry_their_clusters_label() {
             "{bad}"
         );
     }
+    for label in ["reserved:host=", "$host", "reserved.host", "reserved:x=y"] {
+        let text = format!("{good}{label};");
+        let refused = decode(&own.to_string(), &text);
+        assert_eq!(reason(refused), "reserved-label", "{label}");
+    }
     assert_eq!(reason(decode(&own.to_string(), "")), "empty-value");
     for key in ["abc", "", "+5", "-1", "007", "1 ", "99999999999999999999"] {
         assert_eq!(reason(decode(key, good)), "malformed-key", "{key}");

@@ -35,6 +35,28 @@ async fn r12_an_identity_without_the_label_of_its_cluster_is_dropped() {
     world.stop().await;
 }
 
+/// Beside the case itself: the labels of reserved identities are nobody's to give.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r12_an_identity_with_a_reserved_label_is_dropped() {
+    let (peer, world) = west().await;
+    let own = "k8s:io.cilium.k8s.policy.cluster=west;";
+    for label in ["reserved:host=", "$host", "reserved.host", "reserved:x=y"] {
+        for number in [1, 12] {
+            let suffix = peer.identity(number).to_string();
+            let labels = format!("k8s:app=x;{own}{label};");
+            let entry = ("identities", &*suffix);
+            world.rejects(&peer, entry, labels, "reserved-label").await;
+        }
+    }
+    let labels = world.labels();
+    assert_eq!(
+        labels[&peer.identity(1)],
+        records::labels("west", "checkout")
+    );
+    assert!(!labels.contains_key(&peer.identity(12)));
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r13_an_identity_outside_of_the_peers_range_is_dropped() {
     let (peer, world) = west().await;
