@@ -41,6 +41,7 @@ pub(crate) mod members;
 mod own;
 mod policies;
 mod sources;
+mod territory;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod warm;
@@ -140,8 +141,15 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         max_clusters: config.max_clusters,
         node_name: config.node_name.clone(),
     };
-    let mesh = Mesh::new(settings, keyspaces.cache.clone(), deltas.clone());
+    let mut mesh = Mesh::new(settings, keyspaces.cache.clone(), deltas.clone());
     let view = mesh.view();
+    let territory = territory::Territory::new(&config.state_dir, config.cluster_id);
+    territory.restore(&mut mesh).await;
+    let (own, cancel) = (view.clone(), tasks.token());
+    tasks.spawn("own-addresses", async move {
+        territory.keep(own, cancel).await;
+        Ok(())
+    });
     let (join, joining) = members::channel();
     let cancel = tasks.token();
     tasks.spawn("mesh", async move {
@@ -443,6 +451,7 @@ fn spawn_peers(
     });
     let (running, join, cancel) = (registry.clone(), join.clone(), tasks.token());
     tasks.spawn("peers", async move {
+        territory::known(warm.view(), &cancel).await;
         warm.run(&join, running, cancel).await;
         Ok(())
     });

@@ -224,6 +224,9 @@ pub const NAMED_PORTS_MAX: usize = 64;
 /// How often the mesh is written to disk, as far as it changed: what is lost by a crash of the host
 /// is this old, and a large mesh costs a megabyte a second at most.
 pub const SAVE_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// How often the own cluster's addresses are looked at, to write them to disk if they changed: a
+/// look at a large mesh takes milliseconds.
+pub const OWN_SAVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Longest file of a saved cluster: its quota, and 16 bytes more for each key.
 pub const SAVED_CLUSTER_BYTES_MAX: u64 = (PEER_BYTES_MAX + 16 * PEER_KEYS_MAX) as u64;
 /// Entries that are taken from the disk into the mesh at once.

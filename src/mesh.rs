@@ -154,6 +154,8 @@ pub struct Mesh {
     territory: PrefixSet,
     /// What of it is new, so that peers may hold some of it.
     fresh: PrefixSet,
+    /// What of it is known from an earlier process only.
+    remembered: Vec<IpPrefix>,
     waiting: Waiting,
     /// What came free, so that somebody may have waited for it.
     freed: BTreeSet<Blocker>,
@@ -177,6 +179,7 @@ impl Mesh {
             ports: Ports::default(),
             territory: PrefixSet::default(),
             fresh: PrefixSet::default(),
+            remembered: Vec::new(),
             waiting: Waiting::default(),
             freed: BTreeSet::new(),
             changed: BTreeSet::new(),
@@ -205,6 +208,16 @@ impl Mesh {
     #[must_use]
     pub fn deltas_end(&self) -> u64 {
         self.deltas.end()
+    }
+
+    /// Takes what the own cluster had when an earlier process last knew, so that no peer gets any of
+    /// it while the own store can't be read. The first lists of the own nodes and addresses take its
+    /// place.
+    pub fn remember(&mut self, own: Vec<IpPrefix>) {
+        own.iter().for_each(|prefix| self.occupy(*prefix));
+        self.remembered = own;
+        self.evict();
+        self.view.own_known.send_replace(true);
     }
 
     /// A member's configuration is known. A new id withdraws all that was known under the old one.

@@ -52,6 +52,11 @@ impl Warm {
         }
     }
 
+    /// The mesh that this is about.
+    pub(super) fn view(&self) -> View {
+        self.view.clone()
+    }
+
     /// What sessions go on from.
     pub(super) fn restored(&self) -> Restored {
         self.restored.clone()

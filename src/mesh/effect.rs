@@ -112,15 +112,17 @@ impl Mesh {
         self.deltas.push(DeltaKey::Identity(id), delta);
     }
 
-    fn occupy(&mut self, prefix: IpPrefix) {
+    pub(super) fn occupy(&mut self, prefix: IpPrefix) {
         if self.territory.insert(prefix) {
             self.fresh.insert(prefix);
+            self.view.territory.insert(prefix);
         }
     }
 
-    fn vacate(&mut self, prefix: &IpPrefix) {
+    pub(super) fn vacate(&mut self, prefix: &IpPrefix) {
         if self.territory.remove(prefix) {
             self.fresh.remove(prefix);
+            self.view.territory.remove(prefix);
             self.freed.insert(Blocker::Prefix(*prefix));
         }
     }

@@ -236,6 +236,11 @@ impl Mesh {
             let known = |suffix: &[u8]| member.is_cached(kind, suffix);
             let relayed = member.terms.relayed;
             self.cache.listed(&member.name, kind, relayed, known);
+        } else if member.is_listed(Kind::Nodes) && member.is_listed(Kind::Ips) {
+            // Whatever it still has it says itself now.
+            let remembered = std::mem::take(&mut self.remembered);
+            remembered.iter().for_each(|prefix| self.vacate(prefix));
+            self.view.own_known.send_replace(true);
         }
     }
 

@@ -4,6 +4,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio::sync::watch;
+
 use super::{Delta, IpTarget, Propagation, Terms, decode::Rejection, member::Member};
 use crate::{
     keyspace::Kind,
@@ -39,6 +41,11 @@ pub struct View {
     /// Kinds of members of which entries are known from the disk only, as no list was complete
     /// since the start.
     pub restored: Arc<dashmap::DashSet<(ClusterName, Kind)>>,
+    /// Addresses and pod CIDRs of the own cluster's nodes, and what is remembered of the cluster.
+    pub territory: Arc<dashmap::DashSet<IpPrefix>>,
+    /// The own cluster's nodes and addresses are known, from its store or from an earlier process:
+    /// only then may peers be heard.
+    pub own_known: watch::Sender<bool>,
 }
 
 /// An entry that was rejected.
