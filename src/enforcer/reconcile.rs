@@ -13,7 +13,7 @@ use std::{
 };
 
 pub use self::change::{Change, Status};
-use self::levels::Levels;
+use self::{barrier::Barrier, levels::Levels};
 use super::{
     Options, abi,
     datapath::{Datapath, Error, Observed},
@@ -105,9 +105,14 @@ impl<D: Datapath> Reconciler<D> {
             .collect()
     }
 
-    /// Applies a batch, together with whatever is still owed.
+    /// Applies a batch, together with whatever is still owed. Where the policy engine's order counts
+    /// for more than one kind of map, what came before is written first.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut barrier = Barrier::default();
         for change in changes {
+            if barrier.stands_before(&change) {
+                self.write();
+            }
             self.take(change);
         }
         self.sweep_policy();
@@ -392,6 +397,7 @@ fn chain(error: &Error) -> String {
     text
 }
 
+mod barrier;
 mod change;
 mod levels;
 #[cfg(test)]

@@ -261,6 +261,13 @@ fn entries_for_named_ports_come_before_their_address_and_go_behind_it() {
     let ports = r#","NamedPorts":[{"Name":"web","Port":80,"Protocol":"TCP"}]"#;
     street.put_ip("west", "10.2.0.1", (2 << 16) + 1, ports);
     assert_eq!(entries(&street.follow()), ["allow", "known"]);
+    // Another address of the identity, which has no such port.
+    street.put_ip("west", "10.2.0.2", (2 << 16) + 1, "");
+    assert_eq!(entries(&street.follow()), ["withdraw", "known"]);
+    let (kind, suffix) = (Kind::Ips, "10.2.0.2".into());
+    let delete = vec![KeyEvent::Delete { kind, suffix }];
+    street.mesh.apply(&name("west"), delete);
+    assert_eq!(entries(&street.follow()), ["gone", "allow"]);
     let (kind, suffix) = (Kind::Ips, "10.2.0.1".into());
     let delete = vec![KeyEvent::Delete { kind, suffix }];
     street.mesh.apply(&name("west"), delete);

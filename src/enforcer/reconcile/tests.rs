@@ -146,6 +146,53 @@ fn a_batch_adds_before_it_takes_away_and_moves_the_epoch_last() {
     );
 }
 
+/// Goal: a prefix changes what its addresses are under rules that say the same of both, so neither
+/// with the entries before nor with those behind it; and audit ends behind what it excused.
+#[test]
+fn the_engines_order_of_prefixes_and_modes_outlives_a_batch() {
+    let mut reconciler = running();
+    let prefix = |identity| {
+        let prefix = "10.9.0.0/16".parse().unwrap();
+        Change::Map(MapDelta::Cidr { prefix, identity })
+    };
+    let part = IdentityId((1 << 24) + 3);
+    let mode = |audit| {
+        let mode = EndpointMode {
+            audit,
+            ..EndpointMode::default()
+        };
+        Change::Map(MapDelta::Endpoint { endpoint: DB, mode })
+    };
+    reconciler.apply([mode(true)]);
+    reconciler.datapath.log.clear();
+    reconciler.apply([
+        entry(part, Some(true)),
+        prefix(Some(part)),
+        entry(identity(2, 6), Some(false)),
+        mode(true),
+        entry(identity(2, 5), None),
+        mode(false),
+        prefix(None),
+        entry(part, None),
+    ]);
+    let log = &reconciler.datapath.log;
+    let writes = log.iter().filter(|line| !line.starts_with("epoch"));
+    let words = writes.map(|line| line.split(" Some((").next().unwrap());
+    let words: Vec<&str> = words.filter(|line| !line.starts_with("retire")).collect();
+    assert_eq!(
+        words,
+        [
+            "policy 7 16777219 Some(2)",
+            "cidr 10.9.0.0/16 Some(3)",
+            "policy 7 131078 Some(1)",
+            "policy 7 131077 None",
+            "endpoint 4",
+            "cidr 10.9.0.0/16 None",
+            "policy 7 16777219 None",
+        ]
+    );
+}
+
 #[test]
 fn nothing_is_written_for_what_is_already_there() {
     let mut reconciler = restart(running());
@@ -417,7 +464,7 @@ fn named(prefix: &str, identity: Option<u32>) -> Change {
 fn a_prefix_has_its_identity_after_what_is_allowed_to_it_and_before_its_going() {
     let mut reconciler = running();
     let office = IdentityId(1 << 24 | 1);
-    reconciler.apply([named("192.0.2.0/24", Some(1)), entry(office, Some(false))]);
+    reconciler.apply([entry(office, Some(false)), named("192.0.2.0/24", Some(1))]);
     assert_eq!(
         reconciler.datapath.log,
         [

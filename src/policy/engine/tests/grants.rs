@@ -160,3 +160,37 @@ fn an_identity_of_the_mesh_is_not_heard_when_it_calls_itself_reserved() {
     engine.apply_identity(id, Some(Arc::new(Labels::parse(text))), out);
     assert_eq!(*out, []);
 }
+
+#[test]
+fn entities_are_those_of_the_reference() {
+    let (head, _) = GUIDE.split_once("  - toPorts").unwrap();
+    let reserved = 1..=10_u32;
+    let part = (1 << 24) + 1;
+    let all = || reserved.clone().chain([part, LOCAL + 1, REMOTE + 1]);
+    let of = |entity: &str| -> Vec<u32> {
+        let mut engine = street(&format!("{head}  - fromEntities: [{entity}]\n"), true);
+        let part = grant(false, cidr("192.0.2.0/24", &[]), &[]);
+        let mut other = policy("p", false, vec![part], vec![]);
+        other.rules[0].subject = Selector::new([Requirement::k8s("app", "nobody")]);
+        engine.set_policies(&Origin::Cluster("x".into()), vec![other], &mut Vec::new());
+        let passes = |id: &u32| verdict(|k| engine.entry(k), &key(*id, 1)).passes(true);
+        all().filter(passes).collect()
+    };
+    for (entity, expected) in [
+        ("all", all().collect()),
+        ("world", vec![2, 9, 10, part]),
+        ("world-ipv4", vec![9, part]),
+        ("world-ipv6", vec![10]),
+        ("host", vec![1]),
+        ("unmanaged", vec![3]),
+        ("health", vec![4]),
+        ("init", vec![5]),
+        ("remote-node", vec![6, 7]),
+        ("kube-apiserver", vec![7]),
+        ("ingress", vec![8]),
+        ("none", vec![]),
+        ("cluster", vec![1, 3, 4, 5, 6, 7, 8, LOCAL + 1]),
+    ] {
+        assert_eq!(of(entity), expected, "{entity}");
+    }
+}
