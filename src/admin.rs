@@ -14,11 +14,11 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    enforcer::{self, Event},
+    enforcer,
     lifecycle::{Readiness, Tasks},
     mesh::View,
     peer::PeerStatus,
@@ -29,6 +29,7 @@ use crate::{
 };
 
 pub mod metrics;
+pub mod monitor;
 pub mod policy;
 mod routes;
 mod status;
@@ -55,8 +56,8 @@ pub struct State {
     pub peers: Arc<dyn Fn() -> Vec<PeerStatus> + Send + Sync>,
     /// The workloads of this node; any order.
     pub endpoints: watch::Receiver<Vec<Arc<LocalEndpoint>>>,
-    /// Packets that the datapath dropped. Its capacity is what a slow reader may lag.
-    pub drops: broadcast::Sender<Event>,
+    /// What the datapath reports of packets.
+    pub events: monitor::Events,
     /// What is not ready yet.
     pub readiness: Readiness,
     /// Why this cluster's own agents should not read the cache yet.

@@ -40,6 +40,7 @@ mod importer;
 pub(crate) mod members;
 mod own;
 mod policies;
+mod reports;
 mod sources;
 mod territory;
 #[cfg(feature = "testing")]
@@ -174,8 +175,10 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let policies = policies::spawn(tasks, &config, &store);
     let (policy_status, policy_delay) = (policies.status, policies.delay);
     let (endpoints, endpoints_view) = watch::channel(Vec::new());
+    let policy_engine = datapath::engine(&config, cidrs);
+    let events = reports::spawn(tasks, &handle, policy_engine.names());
     let datapath = Datapath {
-        engine: datapath::engine(&config, cidrs),
+        engine: policy_engine,
         deltas,
         view: view.clone(),
         endpoint_events: endpoint_receiver,
@@ -220,7 +223,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         store: keyspaces.cluster.as_ref().map(|w| w.store().clone()),
         peers: Arc::new(move || statuses.statuses()),
         endpoints: endpoints_view,
-        drops: handle.events.clone(),
+        events,
         readiness,
         cache_readiness,
         registry: telemetry::registry().context("register metrics")?,

@@ -20,6 +20,7 @@ use crate::{
 pub mod certs;
 mod check;
 mod client;
+mod monitor;
 mod policy;
 mod print;
 mod store;
@@ -73,17 +74,7 @@ enum Verb {
     /// Addresses of all clusters.
     #[command(subcommand)]
     Ip(IpVerb),
-    /// Print events as they happen, until stopped.
-    Monitor {
-        /// Which events.
-        #[arg(short = 't', long = "type", value_enum, default_value = "drop")]
-        kind: EventKind,
-        /// Only events of this endpoint.
-        #[arg(long, value_name = "ENDPOINT")]
-        related_to: Option<u32>,
-        #[command(flatten)]
-        output: Output,
-    },
+    Monitor(monitor::MonitorArgs),
     #[command(subcommand)]
     Policy(PolicyVerb),
     #[command(subcommand)]
@@ -153,11 +144,6 @@ enum Format {
     Json,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum EventKind {
-    Drop,
-}
-
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -192,6 +178,11 @@ enum Error {
         route: &'static str,
         status: hyper::StatusCode,
         body: String,
+    },
+    #[error("ask the agent for {uri}: {source}")]
+    Query {
+        uri: String,
+        source: hyper::http::uri::InvalidUri,
     },
     #[error("write the request for {route}: {source}")]
     Encode {
@@ -348,13 +339,7 @@ async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result
                 print::identities(std::slice::from_ref(identity))
             })?;
         }
-        Verb::Monitor {
-            kind: EventKind::Drop,
-            related_to,
-            output,
-        } => {
-            monitor(client, related_to, &output, out).await?;
-        }
+        Verb::Monitor(args) => Box::pin(monitor::run(&args, client, out)).await?,
         Verb::Health => {
             let (status, body) = client.text("/readyz").await?;
             out.write_all(body.as_bytes())?;
@@ -364,36 +349,6 @@ async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn monitor(
-    client: &client::Client,
-    related_to: Option<u32>,
-    output: &Output,
-    out: &mut dyn Write,
-) -> Result<(), Error> {
-    let route = "/v1/monitor";
-    let mut lines = client.lines(route).await?;
-    // Once this is printed nothing that happens is missed; scripts wait for it.
-    drop(writeln!(
-        io::stderr(),
-        "Listening for drop events, press Ctrl-C to quit"
-    ));
-    while let Some(text) = lines.next().await? {
-        let line: wire::MonitorLine =
-            serde_json::from_str(&text).map_err(|source| Error::Decode { route, source })?;
-        if let (wire::MonitorLine::Drop(drop), Some(id)) = (&line, related_to)
-            && drop.endpoint != id
-        {
-            continue;
-        }
-        match output.output {
-            Some(Format::Json) => writeln!(out, "{text}")?,
-            None => writeln!(out, "{}", print::monitor_line(&line))?,
-        }
-        out.flush()?;
-    }
-    Err(Error::StreamEnded)
 }
 
 fn exit_code(failed: bool) -> ExitCode {

@@ -4,17 +4,17 @@ use std::{convert::Infallible, io, sync::Arc};
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::State as Extract,
+    extract::{Query, State as Extract},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{BroadcastStream, ReceiverStream, errors::BroadcastStreamRecvError};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{State, policy, status, wire};
+use super::{State, monitor, policy, status, wire};
 use crate::{
     journal,
     lifecycle::Readiness,
@@ -33,9 +33,9 @@ type Shared = Extract<Arc<State>>;
 /// Everything, for the unix socket. Streams end when `token` is cancelled.
 pub(super) fn all(state: Arc<State>, token: CancellationToken) -> Router {
     let stopped = token.clone();
-    let monitor = move |state: Shared| {
+    let monitor = move |state: Shared, query: Query<Vec<(String, String)>>| {
         let token = token.clone();
-        async move { monitor(&state, token) }
+        async move { monitor::monitor(&state, &query, token) }
     };
     let backup = move |state: Shared| {
         let token = stopped.clone();
@@ -107,22 +107,6 @@ fn metrics_text(state: &State) -> Response {
     }
 }
 
-/// Subscribed before the answer begins: whoever has read its header misses nothing that follows.
-fn monitor(state: &State, token: CancellationToken) -> Response {
-    let events = BroadcastStream::new(state.drops.subscribe()).map(|event| {
-        let line = match event {
-            Ok(event) => wire::MonitorLine::Drop((&event).into()),
-            Err(BroadcastStreamRecvError::Lagged(count)) => wire::MonitorLine::Lost { count },
-        };
-        // Plain numbers and text: there is nothing in it that JSON can't express.
-        let mut text = serde_json::to_string(&line).unwrap_or_default();
-        text.push('\n');
-        Ok::<_, Infallible>(text)
-    });
-    let body = Body::from_stream(events.take_until(token.cancelled_owned()));
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
-}
-
 /// The cluster store in one piece. Whoever reads it checks that its end came.
 fn backup(state: &State, token: CancellationToken) -> Response {
     let Some(store) = state.store.clone() else {
@@ -186,7 +170,7 @@ fn identities(state: &State) -> Vec<wire::Identity> {
     identities
 }
 
-fn label_texts(labels: &Labels) -> Vec<String> {
+pub(super) fn label_texts(labels: &Labels) -> Vec<String> {
     labels.as_slice().iter().map(ToString::to_string).collect()
 }
 

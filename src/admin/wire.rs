@@ -4,13 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    enforcer::{self, Event},
-    peer::Layer,
-    policy::Direction,
-    tls::inspect::Certificate,
-};
+use crate::{enforcer, peer::Layer, tls::inspect::Certificate};
 
+pub mod monitor;
 pub mod policy;
 
 /// `/v1/status`
@@ -269,61 +265,4 @@ pub struct Ip {
     pub identity: u32,
     /// The cluster that said so.
     pub cluster_id: u32,
-}
-
-/// One line of `/v1/monitor`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-pub enum MonitorLine {
-    /// A packet was dropped.
-    Drop(Drop),
-    /// The reader was too slow for this many events.
-    Lost {
-        /// How many.
-        count: u64,
-    },
-}
-
-/// A dropped packet; the fields are those of [`Event`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "documented at Event, which can't be read back")]
-pub struct Drop {
-    pub time_ns: u64,
-    pub flow: u32,
-    pub reason: String,
-    pub direction: String,
-    pub endpoint: u32,
-    pub ifindex: u32,
-    pub source_identity: u32,
-    pub destination_identity: u32,
-    pub source: IpAddr,
-    pub destination: IpAddr,
-    pub source_port: u16,
-    pub destination_port: u16,
-    pub protocol: u8,
-    pub tcp_flags: u8,
-}
-
-impl From<&Event> for Drop {
-    fn from(event: &Event) -> Self {
-        Self {
-            time_ns: event.time_ns,
-            flow: event.flow,
-            reason: event.reason.to_owned(),
-            direction: match event.direction {
-                Direction::Ingress => "ingress".to_owned(),
-                Direction::Egress => "egress".to_owned(),
-            },
-            endpoint: event.endpoint.0,
-            ifindex: event.ifindex,
-            source_identity: event.source_identity.0,
-            destination_identity: event.destination_identity.0,
-            source: event.source,
-            destination: event.destination,
-            source_port: event.source_port,
-            destination_port: event.destination_port,
-            protocol: event.protocol,
-            tcp_flags: event.tcp_flags,
-        }
-    }
 }

@@ -62,8 +62,12 @@ impl Client {
         Ok(())
     }
 
-    pub(super) async fn lines(&self, route: &'static str) -> Result<Lines, Error> {
-        let answer = self.get(route).await?;
+    /// An answer that goes on; `query` may be empty.
+    pub(super) async fn lines(&self, route: &'static str, query: &str) -> Result<Lines, Error> {
+        let mut request = Request::new(Full::default());
+        let uri = format!("{route}?{query}");
+        *request.uri_mut() = uri.parse().map_err(|source| Error::Query { uri, source })?;
+        let answer = self.send(route, request).await?;
         if answer.status != StatusCode::OK {
             return Err(answer.refused().await?);
         }
@@ -109,7 +113,9 @@ impl Client {
         let mut tasks = JoinSet::new();
         // An error of the connection comes out of the request or the body too.
         tasks.spawn(async move { drop(connection.await) });
-        *request.uri_mut() = hyper::Uri::from_static(route);
+        if request.uri().path() != route {
+            *request.uri_mut() = hyper::Uri::from_static(route);
+        }
         request
             .headers_mut()
             .insert(header::HOST, header::HeaderValue::from_static("tombolo"));

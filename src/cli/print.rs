@@ -1,12 +1,11 @@
 //! Text for people, in the shapes of Cilium's command line.
-use std::net::{IpAddr, SocketAddr};
-
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{admin::wire, keyspace::ClusterConfig, peer::Layer, tls::inspect::Certificate};
 
 pub(super) use self::status::{brief, status};
 
+pub(super) mod monitor;
 mod status;
 
 /// Blanks between columns.
@@ -141,60 +140,6 @@ pub(super) fn ips(ips: &[wire::Ip]) -> String {
         &["IP PREFIX/ADDRESS", "IDENTITY", "CLUSTER ID"],
         ips.iter().map(row),
     )
-}
-
-pub(super) fn monitor_line(line: &wire::MonitorLine) -> String {
-    match line {
-        wire::MonitorLine::Drop(drop) => drop_line(drop),
-        wire::MonitorLine::Lost { count } => {
-            format!("xx {count} events lost: this reader was too slow")
-        }
-    }
-}
-
-/// Cilium's line of today without its source file and line. There the leading `xx` is a literal
-/// too: it marks drops, as `->` marks what passes.
-fn drop_line(drop: &wire::Drop) -> String {
-    let side = |addr: IpAddr, port: u16| match port {
-        0 => addr.to_string(),
-        port => SocketAddr::new(addr, port).to_string(),
-    };
-    // An egress drop never comes to the endpoint; it leaves it.
-    let towards = if drop.direction == "egress" {
-        "from"
-    } else {
-        "to"
-    };
-    format!(
-        "xx drop ({}) flow {:#x} {towards} endpoint {}, ifindex {}, identity {}->{}: {} -> {} {}",
-        drop.reason,
-        drop.flow,
-        drop.endpoint,
-        drop.ifindex,
-        drop.source_identity,
-        drop.destination_identity,
-        side(drop.source, drop.source_port),
-        side(drop.destination, drop.destination_port),
-        protocol(drop),
-    )
-}
-
-fn protocol(drop: &wire::Drop) -> String {
-    match drop.protocol {
-        1 => "icmp".to_owned(),
-        6 => {
-            let names = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
-            let set = |(bit, name): (usize, &'static str)| {
-                (drop.tcp_flags & (1 << bit) != 0).then_some(name)
-            };
-            let flags: Vec<_> = names.into_iter().enumerate().filter_map(set).collect();
-            format!("tcp {}", flags.join(", ")).trim_end().to_owned()
-        }
-        17 => "udp".to_owned(),
-        58 => "icmpv6".to_owned(),
-        132 => "sctp".to_owned(),
-        other => format!("protocol {other}"),
-    }
 }
 
 /// `1h2m3s`, as Go prints it.

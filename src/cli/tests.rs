@@ -19,7 +19,7 @@ use crate::{
     mesh::{IdentityView, IpTarget, NodeView, Offender, View},
     peer::{Layer, PeerStatus, RemoteConfig, SyncedKinds},
     policy::{
-        Direction,
+        Direction, RuleNames,
         store::{self as policies, Policies},
     },
     publish::{ExportPolicy, Views},
@@ -33,6 +33,7 @@ use crate::{
 
 mod check;
 mod metrics;
+mod monitor;
 mod policy;
 mod status;
 
@@ -41,7 +42,7 @@ struct Agent {
     tasks: Tasks,
     dir: tempfile::TempDir,
     bound: admin::Bound,
-    drops: broadcast::Sender<Event>,
+    events: admin::monitor::Events,
     peers: Peers,
     registry: prometheus::Registry,
     pending: Option<ReadyToken>,
@@ -93,6 +94,7 @@ fn view() -> View {
                 labels,
                 cluster: name(cluster),
                 revision: 7,
+                learned: Instant::now(),
             },
         );
     }
@@ -294,7 +296,11 @@ fn state(readiness: Readiness, peers: &Peers) -> (State, Senders) {
         store: Some(store()),
         peers: Arc::new(move || peers.lock().unwrap().clone()),
         endpoints: endpoints_rx,
-        drops: broadcast::channel(4).0,
+        events: admin::monitor::Events {
+            source: broadcast::channel(4).0,
+            listeners: admin::monitor::Listeners::default(),
+            rules: RuleNames::default(),
+        },
         readiness,
         cache_readiness: Readiness::new(),
         registry: crate::telemetry::registry().unwrap(),
@@ -332,7 +338,7 @@ impl Agent {
         let pending = Some(readiness.pending("peer/cluster3"));
         let peers = Arc::new(Mutex::new(peers()));
         let (state, senders) = state(readiness, &peers);
-        let drops = state.drops.clone();
+        let events = state.events.clone();
         let registry = state.registry.clone();
         let any = "127.0.0.1:0".parse().ok();
         let path = dir.path().join("a.sock");
@@ -351,7 +357,7 @@ impl Agent {
             tasks,
             dir,
             bound,
-            drops,
+            events,
             peers,
             registry,
             pending,
@@ -447,78 +453,6 @@ ENDPOINT   IDENTITY   POD                    LABELS (source:key[=value])        
                                              k8s:io.cilium.k8s.policy.cluster=cluster1
 "
     );
-}
-
-#[test]
-fn drops_are_printed_in_the_guides_shape() {
-    let line = |event: Event| print::monitor_line(&wire::MonitorLine::Drop((&event).into()));
-    assert_eq!(
-        line(drop_event()),
-        "xx drop (Policy denied) flow 0x28c644b8 to endpoint 3833, ifindex 5, \
-         identity 38354->6587186: 10.1.0.3:42728 -> 10.1.0.2:6379 tcp SYN"
-    );
-    let egress = Event {
-        reason: "Invalid source ip",
-        direction: Direction::Egress,
-        source: "fd00::1".parse().unwrap(),
-        protocol: 58,
-        source_port: 0,
-        destination_port: 0,
-        ..drop_event()
-    };
-    assert_eq!(
-        line(egress),
-        "xx drop (Invalid source ip) flow 0x28c644b8 from endpoint 3833, ifindex 5, \
-         identity 38354->6587186: fd00::1 -> 10.1.0.2 icmpv6"
-    );
-    assert!(
-        line(Event {
-            tcp_flags: 0x12,
-            ..drop_event()
-        })
-        .ends_with("tcp SYN, ACK")
-    );
-}
-
-#[test]
-fn monitor_streams_drops_and_says_what_it_lost() {
-    let agent = Agent::start();
-    agent.runtime.block_on(async {
-        let client = client::Client::new(agent.path());
-        let mut lines = client.lines("/v1/monitor").await.unwrap();
-        assert_eq!(
-            agent.drops.receiver_count(),
-            1,
-            "subscribed before the answer begins"
-        );
-        agent.drops.send(drop_event()).unwrap();
-        let line = lines.next().await.unwrap().unwrap();
-        let expected = wire::MonitorLine::Drop((&drop_event()).into());
-        assert_eq!(
-            serde_json::from_str::<wire::MonitorLine>(&line).unwrap(),
-            expected
-        );
-        // More than socket buffers and channel hold: every event is either sent or counted.
-        let mut owed = 20_000;
-        for _ in 0..owed {
-            agent.drops.send(drop_event()).unwrap();
-        }
-        let mut lost = 0;
-        while owed > 0 {
-            let line = lines.next().await.unwrap().unwrap();
-            match serde_json::from_str(&line).unwrap() {
-                wire::MonitorLine::Drop(_) => owed -= 1,
-                wire::MonitorLine::Lost { count } => {
-                    owed -= count;
-                    lost += count;
-                }
-            }
-        }
-        assert!(lost > 0);
-        // Shutdown ends the stream, else the server would wait for its reader.
-        agent.tasks.shutdown();
-        assert_eq!(lines.next().await.unwrap(), None);
-    });
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What follows from a record in force: claims, the read side and deltas.
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 
@@ -37,10 +37,14 @@ impl Mesh {
     ) {
         match record {
             Record::Identity { id, labels } => {
+                let known = self.view.identities.get(id);
+                let same = known.filter(|known| known.labels == *labels);
+                let learned = same.map_or_else(Instant::now, |known| known.learned);
                 let view = IdentityView {
                     labels: Arc::clone(labels),
                     cluster: member.name.clone(),
                     revision,
+                    learned,
                 };
                 self.view.identities.insert(*id, view);
                 self.push_identity(*id, Some(Arc::clone(labels)));

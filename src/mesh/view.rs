@@ -2,6 +2,7 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
     sync::Arc,
+    time::Instant,
 };
 
 use tokio::sync::watch;
@@ -85,6 +86,9 @@ pub struct IdentityView {
     pub cluster: ClusterName,
     /// Mod revision in that cluster's store.
     pub revision: i64,
+    /// Since when it has these labels, as far as this process knows.
+    #[serde(skip)]
+    pub learned: Instant,
 }
 
 /// Counts what is rejected, notes the last of each reason and logs a sample.
