@@ -21,7 +21,10 @@ use crate::{
     enforcer::{self, Change},
     journal::{self, Journal},
     lifecycle::{Readiness, Tasks, stop_on_signal},
-    limits::{DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, STORE_HISTORY_EVENTS_MAX},
+    limits::{
+        DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, POLICY_QUERIES_MAX,
+        STORE_HISTORY_EVENTS_MAX,
+    },
     mesh::{self, Mesh},
     peer, policy,
     publish::{self, Collector, ExportPolicy, ExportPolicyFile, Projection, Publisher, Views},
@@ -176,6 +179,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let (policy_status, policy_delay) = (policies.status, policies.delay);
     let (endpoints, endpoints_view) = watch::channel(Vec::new());
     let policy_engine = datapath::engine(&config, cidrs);
+    let (queries, asked) = mpsc::channel(POLICY_QUERIES_MAX);
     let events = reports::spawn(tasks, &handle, policy_engine.names());
     let datapath = Datapath {
         engine: policy_engine,
@@ -184,6 +188,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         endpoint_events: endpoint_receiver,
         policies: policies.events,
         policy_sources: policies.sources,
+        queries: asked,
         changes: handle.changes.clone(),
         endpoints,
     };
@@ -245,7 +250,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
                 errors
             }
         }),
-        policies: policy_status.sources(policy_store),
+        policies: policy_status.sources(policy_store, queries),
         datapath: handle.status.clone(),
     };
     admin::metrics::register_mesh(&state).context("register metrics")?;

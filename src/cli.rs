@@ -157,6 +157,9 @@ enum Error {
     Store(anyhow::Error),
     #[error("{0:#}")]
     Policy(anyhow::Error),
+    /// Not to be told from an answer by its exit code.
+    #[error("{0}")]
+    Untold(Box<Error>),
     /// The agent's own words.
     #[error("{0}")]
     Said(String),
@@ -208,7 +211,7 @@ enum Error {
 impl Error {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) => ExitCode::from(2),
+            Self::Config(_) | Self::Untold(_) => ExitCode::from(2),
             // The reader has seen enough (`| head`).
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,

@@ -330,6 +330,8 @@ pub const TRACE_IDENTITIES_MAX: usize = 16;
 pub const POLICY_DEBOUNCE: Duration = Duration::from_millis(20);
 /// Longest wait for quiet, for directories that are written without pause.
 pub const POLICY_DEBOUNCE_MAX: Duration = Duration::from_millis(500);
+/// Most questions about policy that wait for the engine; operators ask them, one at a time each.
+pub const POLICY_QUERIES_MAX: usize = 16;
 /// Most policies in the cluster store, as many as files; a node leaves out what is beyond.
 pub const POLICIES_MAX: usize = 4096;
 /// Most bytes of a request to apply policies: a chart's worth, or sixteen of the largest files.

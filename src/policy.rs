@@ -16,7 +16,8 @@ pub use self::{
     rule::{Grant, Kind, Origin, Peer, Peers, Policy, Port, Rule},
     selector::{Operator, Requirement, Selector},
     trace::{
-        Admits, Admitted, Basis, Half, Judgement, Match, Outcome, Party, Question, Side, Trace,
+        Admits, Admitted, Basis, Half, Judgement, Match, Outcome, Party, Query, Question, Side,
+        Trace,
     },
     verdict::{Verdict, verdict},
 };

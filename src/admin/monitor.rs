@@ -20,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     State,
-    wire::monitor::{Line, Packet, Provenance, Rule},
+    wire::{
+        label_texts,
+        monitor::{Line, Packet, Provenance, Rule},
+    },
 };
 use crate::{
     enforcer::{Event, events::Kind},
@@ -175,7 +178,7 @@ fn provenance(state: &State, id: IdentityId) -> Provenance {
     };
     let age = Instant::now().saturating_duration_since(known.learned);
     Provenance {
-        labels: super::routes::label_texts(&known.labels),
+        labels: label_texts(&known.labels),
         cluster: Some(known.cluster.to_string()),
         revision: Some(known.revision),
         age_ms: Some(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),

@@ -8,15 +8,19 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{State, wire::policy as wire};
+use super::{
+    State,
+    wire::{policy as wire, trace as asked},
+};
 use crate::{
     limits,
     policy::{
-        directory,
+        Query, Question, Side, directory,
         store::{self, BadName, Error, Name, Policies, Status},
     },
+    types::{EndpointId, IdentityId, Labels},
 };
 
 /// Where this node's policies come from.
@@ -28,7 +32,14 @@ pub struct Sources {
     pub cluster: watch::Receiver<Arc<Status>>,
     /// The same of this node's files; `None` without `--policy-dir`.
     pub files: Option<watch::Receiver<Arc<directory::Status>>>,
+    /// Answers questions about what they make of a connection.
+    pub queries: mpsc::Sender<Query>,
 }
+
+const UNKNOWN_SIDE: &str = "no such identity or endpoint is known here; tombolo identity list and \
+    tombolo endpoint list show which are";
+const NOT_ANSWERED: &str =
+    "the agent is stopping, or has not read its policies yet; tombolo status";
 
 type Shared = Extract<Arc<State>>;
 
@@ -37,6 +48,7 @@ pub(super) fn routes() -> Router<Arc<State>> {
         .route("/v1/policies", get(list).post(apply))
         .route("/v1/policies/delete", post(delete))
         .route("/v1/policies/nodes", get(nodes))
+        .route("/v1/policy/trace", post(trace))
         .layer(DefaultBodyLimit::max(limits::POLICY_REQUEST_BYTES_MAX))
 }
 
@@ -105,6 +117,38 @@ async fn delete(
     names.extend(store::names(&named(request.files))?);
     let done = state.policies.store.delete(&names).await?;
     Ok(Json(done.into_iter().map(Into::into).collect()))
+}
+
+async fn trace(
+    state: Shared,
+    Json(asked): Json<asked::Question>,
+) -> Result<Json<asked::Trace>, (StatusCode, &'static str)> {
+    if asked.protocol == 0 {
+        return Err((StatusCode::BAD_REQUEST, "protocol 0 is no protocol"));
+    }
+    let question = Question {
+        source: side(asked.source),
+        destination: side(asked.destination),
+        protocol: asked.protocol,
+        port: asked.port,
+    };
+    let (answer, answered) = oneshot::channel();
+    let query = Query { question, answer };
+    let sent = state.policies.queries.send(query).await;
+    match (sent, answered.await) {
+        (Ok(()), Ok(Some(trace))) => Ok(Json(trace.into())),
+        (Ok(()), Ok(None)) => Err((StatusCode::NOT_FOUND, UNKNOWN_SIDE)),
+        _ => Err((StatusCode::SERVICE_UNAVAILABLE, NOT_ANSWERED)),
+    }
+}
+
+fn side(side: asked::Side) -> Side {
+    match side {
+        asked::Side::Labels(text) => Side::Labels(Arc::new(Labels::parse(&text))),
+        asked::Side::Identity(id) => Side::Identity(IdentityId(id)),
+        asked::Side::Address(address) => Side::Address(address),
+        asked::Side::Endpoint(id) => Side::Endpoint(EndpointId(id)),
+    }
 }
 
 fn named(files: Vec<wire::File>) -> Vec<(PathBuf, String)> {

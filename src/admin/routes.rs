@@ -15,11 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{State, monitor, policy, status, wire};
-use crate::{
-    journal,
-    lifecycle::Readiness,
-    types::{IdentityId, Labels},
-};
+use crate::{journal, lifecycle::Readiness, types::IdentityId};
 
 /// Pieces of a backup that wait for its reader, each about `limits::SNAPSHOT_CHUNK_BYTES`.
 const BACKUP_CHUNKS: usize = 4;
@@ -161,7 +157,7 @@ fn identities(state: &State) -> Vec<wire::Identity> {
     });
     let known = state.view.identities.iter().map(|entry| wire::Identity {
         id: entry.key().0,
-        labels: label_texts(&entry.value().labels),
+        labels: wire::label_texts(&entry.value().labels),
         cluster: Some(entry.value().cluster.to_string()),
         revision: Some(entry.value().revision),
     });
@@ -170,16 +166,12 @@ fn identities(state: &State) -> Vec<wire::Identity> {
     identities
 }
 
-pub(super) fn label_texts(labels: &Labels) -> Vec<String> {
-    labels.as_slice().iter().map(ToString::to_string).collect()
-}
-
 fn endpoints(state: &State) -> Vec<wire::Endpoint> {
     let known = state.endpoints.borrow().clone();
     let endpoints = known.iter().map(|endpoint| wire::Endpoint {
         id: endpoint.id.0,
         identity: endpoint.identity.0,
-        labels: label_texts(&endpoint.labels),
+        labels: wire::label_texts(&endpoint.labels),
         namespace: endpoint.namespace.clone(),
         name: endpoint.name.clone(),
         addresses: endpoint.addresses.clone(),

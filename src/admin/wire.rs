@@ -4,10 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{enforcer, peer::Layer, tls::inspect::Certificate};
+use crate::{enforcer, peer::Layer, tls::inspect::Certificate, types::Labels};
 
 pub mod monitor;
 pub mod policy;
+pub mod trace;
+
+pub(super) fn label_texts(labels: &Labels) -> Vec<String> {
+    labels.as_slice().iter().map(ToString::to_string).collect()
+}
 
 /// `/v1/status`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -25,6 +25,8 @@ pub(super) struct Datapath {
     pub(super) policies: mpsc::Receiver<PolicyEvent>,
     /// How many there are that tell of policies.
     pub(super) policy_sources: usize,
+    /// What operators ask the engine.
+    pub(super) queries: mpsc::Receiver<policy::Query>,
     pub(super) changes: mpsc::Sender<Change>,
     pub(super) endpoints: watch::Sender<Vec<Arc<LocalEndpoint>>>,
 }
@@ -68,6 +70,7 @@ impl Datapath {
                 Some(event) = self.policies.recv() => self.policy(event, &mut changes),
                 Some(event) = self.endpoint_events.recv() => self.endpoint(event, &mut changes),
                 batch = self.deltas.pop_batch(DELTA_BATCH_MAX) => self.batch(batch, &mut changes),
+                Some(query) = self.queries.recv() => self.answer(query),
             }
         }
     }
@@ -100,6 +103,11 @@ impl Datapath {
             PolicyEvent::Synced => {}
         }
         changes.extend(out.into_iter().map(Change::Map));
+    }
+
+    fn answer(&self, policy::Query { question, answer }: policy::Query) {
+        // Whoever asked may have gone.
+        drop(answer.send(self.engine.trace(&question)));
     }
 
     fn endpoint(&mut self, event: EndpointEvent, changes: &mut Vec<Change>) {

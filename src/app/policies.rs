@@ -10,7 +10,7 @@ use crate::{
     lifecycle::Tasks,
     limits::POLICY_EVENTS_MAX,
     policy::{
-        Delay, PolicyEvent, directory,
+        Delay, PolicyEvent, Query, directory,
         store::{self, Follower},
     },
 };
@@ -33,10 +33,11 @@ pub(super) struct Statuses {
 }
 
 impl Statuses {
-    /// For the admin, with the operator's hand in the store.
-    pub(super) fn sources(&self, store: store::Policies) -> Sources {
+    /// For the admin, with the operator's hand in the store and the way to the engine.
+    pub(super) fn sources(&self, store: store::Policies, queries: mpsc::Sender<Query>) -> Sources {
         Sources {
             store,
+            queries,
             cluster: self.cluster.clone(),
             files: self.files.clone(),
         }

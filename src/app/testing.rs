@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{members, new_store, own};
 use crate::{
@@ -70,6 +70,7 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         store: Policies::new(own.clone()),
         cluster: watch::channel(Arc::default()).1,
         files: None,
+        queries: mpsc::channel(1).0,
     };
     tasks.spawn("own-cluster", async move {
         own::run(own, name, id, sender, cancel).await

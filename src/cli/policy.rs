@@ -14,6 +14,7 @@ use crate::{admin::wire::policy::File, limits};
 mod apply;
 mod delete;
 mod get;
+mod trace;
 pub(super) mod validate;
 
 /// Policies: those in --policy-dir count on their node, those in the cluster store on every node of
@@ -24,6 +25,7 @@ pub(super) enum PolicyVerb {
     Apply(apply::ApplyArgs),
     Delete(delete::DeleteArgs),
     Get(get::GetArgs),
+    Trace(trace::TraceArgs),
 }
 
 pub(super) async fn run(
@@ -37,6 +39,7 @@ pub(super) async fn run(
         PolicyVerb::Apply(args) => apply::run(args, client, out).await?,
         PolicyVerb::Delete(args) => delete::run(args, client, out).await?,
         PolicyVerb::Get(args) => get::run(args, client, out).await?,
+        PolicyVerb::Trace(args) => return trace::run(args, client, out).await,
     };
     Ok(super::exit_code(failed))
 }

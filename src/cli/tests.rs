@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Parser as _;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::*;
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     mesh::{IdentityView, IpTarget, NodeView, Offender, View},
     peer::{Layer, PeerStatus, RemoteConfig, SyncedKinds},
     policy::{
-        Direction, RuleNames,
+        Direction, Query, RuleNames,
         store::{self as policies, Policies},
     },
     publish::{ExportPolicy, Views},
@@ -279,6 +279,33 @@ fn policies() -> (Policies, watch::Receiver<Arc<policies::Status>>) {
     (Policies::new(connector), watch::channel(Arc::new(status)).1)
 }
 
+/// Answers as an engine with one policy does.
+fn engine() -> mpsc::Sender<Query> {
+    let options = crate::policy::Options {
+        cluster: name("cluster1"),
+        default_local_cluster: true,
+        enforcement: crate::policy::Enforcement::Default,
+    };
+    let mut engine = crate::policy::Engine::new(options, []);
+    let text = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: db}\nspec:\n  \
+                endpointSelector: {matchLabels: {app: db}}\n  ingress:\n  - fromEndpoints: [{matchLabels: \
+                {app: employee}}]\n    toPorts: [{ports: [{port: \"6379\", protocol: TCP}]}]\n";
+    let policies = crate::policy::parse(text, Path::new("db.yaml")).unwrap();
+    let origin = crate::policy::Origin::File("db.yaml".into());
+    let out = &mut Vec::new();
+    engine.set_policies(&origin, policies, out);
+    for entry in view().identities.iter() {
+        engine.apply_identity(*entry.key(), Some(Arc::clone(&entry.labels)), out);
+    }
+    let (sender, mut queries) = mpsc::channel::<Query>(1);
+    tokio::spawn(async move {
+        while let Some(Query { question, answer }) = queries.recv().await {
+            drop(answer.send(engine.trace(&question)));
+        }
+    });
+    sender
+}
+
 type Peers = Arc<Mutex<Vec<PeerStatus>>>;
 
 fn state(readiness: Readiness, peers: &Peers) -> (State, Senders) {
@@ -310,6 +337,7 @@ fn state(readiness: Readiness, peers: &Peers) -> (State, Senders) {
             store: policies,
             cluster: policy_status,
             files: None,
+            queries: engine(),
         },
         datapath: datapath_rx,
     };

@@ -2,7 +2,8 @@
 //! whom else the rules in question admit. The answers have one JSON shape.
 use std::{net::IpAddr, sync::Arc};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::{Direction, RuleName};
 use crate::types::{EndpointId, IdentityId, Labels};
@@ -34,6 +35,15 @@ pub struct Question {
     pub port: u16,
 }
 
+/// A question on its way to whoever has the engine.
+#[derive(Debug)]
+pub struct Query {
+    /// What is asked.
+    pub question: Question,
+    /// Where the answer goes; see [`Engine::trace`](super::Engine::trace).
+    pub answer: oneshot::Sender<Option<Trace>>,
+}
+
 /// The answer to a [`Question`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Trace {
@@ -54,7 +64,7 @@ pub struct Trace {
 }
 
 /// What becomes of a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// It passes.
@@ -121,7 +131,7 @@ pub struct Judgement {
 }
 
 /// What decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Basis {
     /// A rule allows it and none denies it.

@@ -94,7 +94,10 @@ pub struct Rule {
 
 /// An entry that is about the packet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "documented at policy::Match and policy::Admits")]
+#[expect(
+    missing_docs,
+    reason = "documented at policy::Match and policy::Admits"
+)]
 pub struct Match {
     pub number: u32,
     pub rule: Rule,

@@ -77,6 +77,7 @@ impl Street {
             endpoint_events: mpsc::channel(1).1,
             policies: mpsc::channel(1).1,
             policy_sources: 1,
+            queries: mpsc::channel(1).1,
             changes: mpsc::channel(1).0,
             endpoints: watch::channel(Vec::new()).0,
         };

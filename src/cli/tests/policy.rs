@@ -109,3 +109,44 @@ fn status_says_which_policies_are_in_force() {
                 (revision 9 is being applied)\n";
     assert!(text.contains(line), "{text}");
 }
+
+#[test]
+fn trace_names_the_deciding_rule_and_its_file() {
+    let agent = Agent::start();
+    let trace = |src: &str, port: &str| {
+        let words = format!(
+            "policy trace --src {src} --dst k8s:app=db,io.kubernetes.pod.namespace=default --dport {port}"
+        );
+        let (result, text) = run_words(&words, &agent.path());
+        (result.unwrap(), text)
+    };
+    let (code, text) = trace("identity:6619136", "6379");
+    assert_eq!(code, ExitCode::SUCCESS, "{text}");
+    for part in [
+        "identity 6619136 of cluster1 (k8s:app=employee",
+        "Egress: allowed, no rule is about it, and nothing is dropped by default\n",
+        "Ingress: allowed, allowed by default/db rule 0 ingress[0] in db.yaml\n",
+        "default/db rule 0 ingress[0] in db.yaml admits 6619136 (k8s:app=employee",
+        "\nVerdict: allowed\n",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    // The employee of the other cluster is judged by that one on its way out.
+    let (code, text) = trace("identity:6684673", "6379/TCP");
+    assert_eq!(code, ExitCode::FAILURE, "{text}");
+    assert!(text.contains("Egress: judged by cluster2"), "{text}");
+    let denied = "Ingress: denied, no rule allows it, and what none allows is dropped\n";
+    assert!(text.contains(denied), "{text}");
+    let (code, _) = trace("ip:192.0.2.1", "80");
+    assert_eq!(code, ExitCode::FAILURE);
+    let words = "policy trace --src identity:70000 --dst ip:192.0.2.1 --dport 80";
+    let (result, _) = run_words(words, &agent.path());
+    let error = result.unwrap_err();
+    assert!(error.to_string().starts_with("no such identity"), "{error}");
+    assert_eq!(error.exit_code(), ExitCode::from(2));
+    let words = "policy trace --src ip:192.0.2.2 --dst ip:192.0.2.1 --dport 80 -o json";
+    let (result, text) = run_words(words, &agent.path());
+    assert_eq!(result.unwrap(), ExitCode::from(2), "nobody judges it");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["verdict"], "unknown");
+}
