@@ -28,6 +28,7 @@ use crate::{
     types::{ClusterId, ClusterName, LocalEndpoint, MaxClusters},
 };
 
+mod maps;
 pub mod metrics;
 pub mod monitor;
 pub mod policy;
@@ -56,6 +57,8 @@ pub struct State {
     pub peers: Arc<dyn Fn() -> Vec<PeerStatus> + Send + Sync>,
     /// The workloads of this node; any order.
     pub endpoints: watch::Receiver<Vec<Arc<LocalEndpoint>>>,
+    /// To look into the kernel's maps; `None` where there are none.
+    pub enforcer: Option<enforcer::Handle>,
     /// What the datapath reports of packets.
     pub events: monitor::Events,
     /// What is not ready yet.

@@ -36,6 +36,7 @@ use crate::{
 use self::{datapath::Datapath, sources::SourceStatus};
 
 mod cache;
+mod counts;
 mod datapath;
 mod engine;
 mod files;
@@ -180,6 +181,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let (endpoints, endpoints_view) = watch::channel(Vec::new());
     let policy_engine = datapath::engine(&config, cidrs);
     let (queries, asked) = mpsc::channel(POLICY_QUERIES_MAX);
+    let selectors = Arc::default();
     let events = reports::spawn(tasks, &handle, policy_engine.names());
     let datapath = Datapath {
         engine: policy_engine,
@@ -189,6 +191,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         policies: policies.events,
         policy_sources: policies.sources,
         queries: asked,
+        selectors: Arc::clone(&selectors),
         changes: handle.changes.clone(),
         endpoints,
     };
@@ -228,6 +231,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         store: keyspaces.cluster.as_ref().map(|w| w.store().clone()),
         peers: Arc::new(move || statuses.statuses()),
         endpoints: endpoints_view,
+        enforcer: Some(handle.clone()),
         events,
         readiness,
         cache_readiness,
@@ -250,7 +254,7 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
                 errors
             }
         }),
-        policies: policy_status.sources(policy_store, queries),
+        policies: policy_status.sources(policy_store, queries, selectors),
         datapath: handle.status.clone(),
     };
     admin::metrics::register_mesh(&state).context("register metrics")?;
@@ -265,8 +269,8 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let (tls, face) = (server_tls.metrics(), face.metrics());
     tls.register(&state.registry).context("register metrics")?;
     face.register(&state.registry).context("register metrics")?;
-    admin::metrics::register_drops(&state.registry, move || drop_counts(&handle))
-        .context("register metrics")?;
+    admin::metrics::register_policies(&state).context("register metrics")?;
+    counts::register(&state, handle).context("register metrics")?;
     let listen = admin::Listen {
         socket_path: config.socket_path.clone(),
         prometheus: config.prometheus_serve_addr,
@@ -540,26 +544,4 @@ fn standing_errors(
         );
     }
     errors
-}
-
-fn drop_counts(handle: &enforcer::Handle) -> Vec<admin::metrics::DropCount> {
-    let counts = handle.counts().unwrap_or_else(|error| {
-        tracing::warn!(%error, "The datapath's counters could not be read");
-        enforcer::Counts::default()
-    });
-    let mut drops: Vec<admin::metrics::DropCount> = Vec::new();
-    for count in counts.drops {
-        let same = |d: &&mut admin::metrics::DropCount| {
-            (d.reason, d.direction) == (count.reason, count.direction)
-        };
-        match drops.iter_mut().find(same) {
-            Some(sum) => sum.packets += count.packets,
-            None => drops.push(admin::metrics::DropCount {
-                reason: count.reason,
-                direction: count.direction,
-                packets: count.packets,
-            }),
-        }
-    }
-    drops
 }

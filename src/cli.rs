@@ -17,9 +17,12 @@ use crate::{
     config::{Args, Config, ConfigError, SocketArg},
 };
 
+mod bpf;
 pub mod certs;
 mod check;
 mod client;
+mod endpoint;
+mod map;
 mod monitor;
 mod policy;
 mod print;
@@ -68,13 +71,16 @@ enum Verb {
     /// Security identities of all clusters.
     #[command(subcommand)]
     Identity(IdentityVerb),
-    /// Workloads of this node.
     #[command(subcommand)]
-    Endpoint(EndpointVerb),
+    Endpoint(endpoint::EndpointVerb),
     /// Addresses of all clusters.
     #[command(subcommand)]
     Ip(IpVerb),
     Monitor(monitor::MonitorArgs),
+    #[command(subcommand)]
+    Bpf(bpf::BpfVerb),
+    #[command(subcommand)]
+    Map(map::MapVerb),
     #[command(subcommand)]
     Policy(PolicyVerb),
     #[command(subcommand)]
@@ -94,13 +100,6 @@ enum PeerVerb {
 
 #[derive(Debug, Subcommand)]
 enum NodeVerb {
-    /// List them.
-    #[command(visible_alias = "ls")]
-    List(Output),
-}
-
-#[derive(Debug, Subcommand)]
-enum EndpointVerb {
     /// List them.
     #[command(visible_alias = "ls")]
     List(Output),
@@ -202,6 +201,8 @@ enum Error {
     },
     #[error("identity {0} is not known; tombolo identity list shows which are")]
     NoIdentity(u32),
+    #[error("endpoint {0} is not known; tombolo endpoint list shows which are")]
+    NoEndpoint(u32),
     #[error("the agent closed the event stream; is it still running? tombolo health")]
     StreamEnded,
     #[error("write the output: {0}")]
@@ -321,10 +322,9 @@ async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result
             let nodes: Vec<wire::Node> = client.json("/v1/nodes").await?;
             output.write(out, &nodes, |nodes| print::nodes(nodes))?;
         }
-        Verb::Endpoint(EndpointVerb::List(output)) => {
-            let endpoints: Vec<wire::Endpoint> = client.json("/v1/endpoints").await?;
-            output.write(out, &endpoints, |endpoints| print::endpoints(endpoints))?;
-        }
+        Verb::Endpoint(verb) => endpoint::run(&verb, client, out).await?,
+        Verb::Bpf(verb) => return Box::pin(bpf::run(&verb, client, out)).await,
+        Verb::Map(verb) => map::run(&verb, client, out).await?,
         Verb::Ip(IpVerb::List(output)) => {
             let ips: Vec<wire::Ip> = client.json("/v1/ip").await?;
             output.write(out, &ips, |ips| print::ips(ips))?;

@@ -34,6 +34,7 @@ pub mod datapath;
 pub mod events;
 pub mod kernel;
 pub mod reconcile;
+pub mod rows;
 
 /// What [`open`] needs to know.
 #[derive(Debug, Clone)]

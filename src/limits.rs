@@ -401,3 +401,7 @@ pub const MAP_VERIFY_INTERVAL: Duration = Duration::from_secs(300);
 pub const DROP_EVENTS_MAX: usize = 4_096;
 
 // --- admin ---
+/// Rows of a map are told in pieces of about this size.
+pub const MAP_ROWS_CHUNK_BYTES: usize = 64 << 10;
+/// Most such pieces that wait for their reader; then the map is read no further.
+pub const MAP_ROWS_CHUNKS: usize = 4;

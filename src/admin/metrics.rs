@@ -2,7 +2,10 @@
 //!
 //! Names and types under `tombolo_clustermesh_` are those of Cilium's agent with our prefix, so
 //! that its alerts need one replacement; `…_failures` is a gauge there, therefore here too.
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use prometheus::{
     core::{Collector, Desc},
@@ -10,7 +13,7 @@ use prometheus::{
 };
 
 pub use self::mesh::register_mesh;
-use crate::policy::Direction;
+use crate::{policy::Direction, types::EndpointId};
 
 mod mesh;
 
@@ -25,6 +28,26 @@ pub struct DropCount {
     pub packets: u64,
 }
 
+/// The same of a local endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndpointDrops {
+    /// Which.
+    pub endpoint: EndpointId,
+    /// Since the endpoint is known.
+    pub count: DropCount,
+}
+
+/// How often a rule decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleHits {
+    /// `namespace/name` of its policy, or the name alone if it is clusterwide.
+    pub policy: String,
+    /// The rule's whole name, its origin included.
+    pub rule: String,
+    /// Flows that it allowed or denied.
+    pub flows: u64,
+}
+
 /// Registers `tombolo_drop_count_total`, read by `counts` at each scrape; each pair of reason and
 /// direction at most once.
 ///
@@ -36,11 +59,10 @@ pub fn register_drops(
 ) -> Result<(), prometheus::Error> {
     let read = move || {
         let sample = |count: DropCount| {
-            let direction = match count.direction {
-                Direction::Ingress => "INGRESS",
-                Direction::Egress => "EGRESS",
-            };
-            let labels = vec![count.reason.to_owned(), direction.to_owned()];
+            let labels = vec![
+                count.reason.to_owned(),
+                direction(count.direction).to_owned(),
+            ];
             Sample {
                 family: 0,
                 labels,
@@ -51,6 +73,115 @@ pub fn register_drops(
     };
     registry.register(Box::new(Statuses::new(DROPS.to_vec(), Arc::new(read))?))
 }
+
+/// Registers the counters of endpoints and rules, read by `read` at each scrape.
+///
+/// # Errors
+/// If it is registered already.
+pub fn register_datapath(
+    registry: &prometheus::Registry,
+    read: impl Fn() -> (Vec<EndpointDrops>, Vec<RuleHits>) + Send + Sync + 'static,
+) -> Result<(), prometheus::Error> {
+    let read = move || {
+        let (drops, hits) = read();
+        let drops = drops.into_iter().map(|drops| Sample {
+            family: 0,
+            labels: vec![
+                drops.endpoint.to_string(),
+                direction(drops.count.direction).to_owned(),
+                drops.count.reason.to_owned(),
+            ],
+            value: as_float(drops.count.packets),
+        });
+        let hits = hits.into_iter().map(|hits| Sample {
+            family: 1,
+            labels: vec![hits.policy, hits.rule],
+            value: as_float(hits.flows),
+        });
+        drops.chain(hits).collect()
+    };
+    registry.register(Box::new(Statuses::new(DATAPATH.to_vec(), Arc::new(read))?))
+}
+
+/// Registers what is known of policies.
+///
+/// # Errors
+/// If it is registered already.
+pub fn register_policies(state: &super::State) -> Result<(), prometheus::Error> {
+    let (sources, rules) = (state.policies.clone(), state.events.rules.clone());
+    let read = move || {
+        let summary = sources.summary();
+        let count = |family, labels: &[&str], count: usize| Sample {
+            family,
+            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+            value: as_float(count as u64),
+        };
+        let applied = u64::try_from(summary.applied_revision).unwrap_or(0);
+        vec![
+            Sample {
+                family: 0,
+                labels: Vec::new(),
+                value: as_float(applied),
+            },
+            count(1, &["file"], summary.files),
+            count(1, &["cluster"], summary.cluster),
+            count(2, &[], summary.refused),
+            count(3, &[], rules.len()),
+            count(4, &[], sources.selectors.load(Ordering::Relaxed)),
+        ]
+    };
+    let statuses = Statuses::new(POLICIES.to_vec(), Arc::new(read))?;
+    state.registry.register(Box::new(statuses))
+}
+
+const DATAPATH: &[Family] = &[
+    Family {
+        name: "tombolo_endpoint_drop_count_total",
+        help: "Packets of each local endpoint that were dropped. tombolo monitor --related-to shows them.",
+        kind: MetricType::COUNTER,
+        labels: &["endpoint", "direction", "reason"],
+    },
+    Family {
+        name: "tombolo_policy_rule_hits_total",
+        help: "Flows that each rule decided. A rule that never does may be left out.",
+        kind: MetricType::COUNTER,
+        labels: &["policy", "rule"],
+    },
+];
+
+const POLICIES: &[Family] = &[
+    Family {
+        name: "tombolo_policy_max_revision",
+        help: "Revision of the cluster store up to which this node's kernel follows its policies. If it \
+               stays behind other nodes': tombolo status.",
+        kind: GAUGE,
+        labels: &[],
+    },
+    Family {
+        name: "tombolo_policies",
+        help: "Policies in force, from files of this node and from the cluster store.",
+        kind: GAUGE,
+        labels: &["source"],
+    },
+    Family {
+        name: "tombolo_policies_refused",
+        help: "Policies and files whose present version is not in force. If above 0: tombolo status.",
+        kind: GAUGE,
+        labels: &[],
+    },
+    Family {
+        name: "tombolo_policy_rules",
+        help: "Entries of rules in force.",
+        kind: GAUGE,
+        labels: &[],
+    },
+    Family {
+        name: "tombolo_policy_selectors",
+        help: "Different selectors that the rules in force use.",
+        kind: GAUGE,
+        labels: &[],
+    },
+];
 
 /// Registers what is known of the cluster store: whether it answers, and how much waits for it.
 ///
@@ -88,6 +219,13 @@ const KVSTORE: &[Family] = &[
         labels: &[],
     },
 ];
+
+const fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "INGRESS",
+        Direction::Egress => "EGRESS",
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Family {

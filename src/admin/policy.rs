@@ -1,5 +1,8 @@
 //! The routes of policies: the only ones that change something, and that in the cluster store.
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use axum::{
     Json, Router,
@@ -34,6 +37,8 @@ pub struct Sources {
     pub files: Option<watch::Receiver<Arc<directory::Status>>>,
     /// Answers questions about what they make of a connection.
     pub queries: mpsc::Sender<Query>,
+    /// How many different selectors they use.
+    pub selectors: Arc<AtomicUsize>,
 }
 
 const UNKNOWN_SIDE: &str = "no such identity or endpoint is known here; tombolo identity list and \

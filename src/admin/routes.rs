@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{State, monitor, policy, status, wire};
+use super::{State, maps, monitor, policy, status, wire};
 use crate::{journal, lifecycle::Readiness, types::IdentityId};
 
 /// Pieces of a backup that wait for its reader, each about `limits::SNAPSHOT_CHUNK_BYTES`.
@@ -59,6 +59,7 @@ pub(super) fn all(state: Arc<State>, token: CancellationToken) -> Router {
         .route("/v1/monitor", get(monitor))
         .route("/v1/store/backup", get(backup))
         .merge(policy::routes())
+        .merge(maps::routes())
         .with_state(Arc::clone(&state))
         .merge(health(Arc::clone(&state)))
         .merge(metrics(state))

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{enforcer, peer::Layer, tls::inspect::Certificate, types::Labels};
 
+pub mod maps;
 pub mod monitor;
 pub mod policy;
 pub mod trace;

@@ -1,7 +1,10 @@
 //! Joins mesh, endpoints and policies into changes for the enforcer.
 //! Always true: no endpoint reaches the policy engine before all sources of policies were read once,
 //! so that a restart never takes an enforced endpoint for one without policy.
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +30,8 @@ pub(super) struct Datapath {
     pub(super) policy_sources: usize,
     /// What operators ask the engine.
     pub(super) queries: mpsc::Receiver<policy::Query>,
+    /// How many different selectors the rules use, for metrics.
+    pub(super) selectors: Arc<AtomicUsize>,
     pub(super) changes: mpsc::Sender<Change>,
     pub(super) endpoints: watch::Sender<Vec<Arc<LocalEndpoint>>>,
 }
@@ -99,7 +104,11 @@ impl Datapath {
                 self.engine.set_policies(&origin, policies, &mut out);
             }
             PolicyEvent::Removed { origin } => self.engine.remove_origin(&origin, &mut out),
-            PolicyEvent::Mark(mark) => changes.push(Change::Mark(mark)),
+            PolicyEvent::Mark(mark) => {
+                let selectors = self.engine.selector_count();
+                self.selectors.store(selectors, Ordering::Relaxed);
+                changes.push(Change::Mark(mark));
+            }
             PolicyEvent::Synced => {}
         }
         changes.extend(out.into_iter().map(Change::Map));

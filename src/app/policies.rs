@@ -1,5 +1,5 @@
 //! Where policies come from: this node's files and the cluster store, side by side.
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use tokio::sync::{mpsc, watch};
 
@@ -34,10 +34,16 @@ pub(super) struct Statuses {
 
 impl Statuses {
     /// For the admin, with the operator's hand in the store and the way to the engine.
-    pub(super) fn sources(&self, store: store::Policies, queries: mpsc::Sender<Query>) -> Sources {
+    pub(super) fn sources(
+        &self,
+        store: store::Policies,
+        queries: mpsc::Sender<Query>,
+        selectors: Arc<AtomicUsize>,
+    ) -> Sources {
         Sources {
             store,
             queries,
+            selectors,
             cluster: self.cluster.clone(),
             files: self.files.clone(),
         }

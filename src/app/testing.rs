@@ -71,6 +71,7 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         cluster: watch::channel(Arc::default()).1,
         files: None,
         queries: mpsc::channel(1).0,
+        selectors: Arc::default(),
     };
     tasks.spawn("own-cluster", async move {
         own::run(own, name, id, sender, cancel).await
@@ -91,6 +92,7 @@ pub fn import(tasks: &Tasks, parts: Parts) -> anyhow::Result<Deltas> {
         store: None,
         peers: Arc::new(move || registry.statuses()),
         endpoints: watch::channel(Vec::new()).1,
+        enforcer: None,
         events: admin::monitor::Events {
             source: broadcast::channel(DROP_EVENTS_MAX).0,
             listeners: admin::monitor::Listeners::default(),

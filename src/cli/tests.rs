@@ -298,8 +298,9 @@ fn engine() -> mpsc::Sender<Query> {
         engine.apply_identity(*entry.key(), Some(Arc::clone(&entry.labels)), out);
     }
     let (sender, mut queries) = mpsc::channel::<Query>(1);
-    tokio::spawn(async move {
-        while let Some(Query { question, answer }) = queries.recv().await {
+    // Its own thread: the tests' runtime stands still while a verb runs.
+    std::thread::spawn(move || {
+        while let Some(Query { question, answer }) = queries.blocking_recv() {
             drop(answer.send(engine.trace(&question)));
         }
     });
@@ -323,6 +324,7 @@ fn state(readiness: Readiness, peers: &Peers) -> (State, Senders) {
         store: Some(store()),
         peers: Arc::new(move || peers.lock().unwrap().clone()),
         endpoints: endpoints_rx,
+        enforcer: None,
         events: admin::monitor::Events {
             source: broadcast::channel(4).0,
             listeners: admin::monitor::Listeners::default(),
@@ -338,10 +340,12 @@ fn state(readiness: Readiness, peers: &Peers) -> (State, Senders) {
             cluster: policy_status,
             files: None,
             queries: engine(),
+            selectors: Arc::default(),
         },
         datapath: datapath_rx,
     };
     admin::metrics::register_mesh(&state).unwrap();
+    admin::metrics::register_policies(&state).unwrap();
     admin::metrics::register_drops(&state.registry, || {
         let (reason, direction) = ("Policy denied", Direction::Ingress);
         vec![DropCount {

@@ -249,13 +249,19 @@ pub fn boot_unix_ns() -> u64 {
     clock_ns(libc::CLOCK_REALTIME).saturating_sub(clock_ns(libc::CLOCK_BOOTTIME))
 }
 
+/// Nanoseconds of the clock by which flows are timed.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
 #[expect(unsafe_code, reason = "the boot clock has no safe face in std")]
 fn clock_ns(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `time` is a valid place for the result; both clocks exist since Linux 2.6.39.
+    // SAFETY: `time` is a valid place for the result; all of these clocks exist since Linux 2.6.39.
     if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
         return 0;
     }

@@ -133,6 +133,20 @@ async fn both_follow(first: &Node, second: &Node) {
         assert!(said.status.success(), "{}", said.stderr);
         let expected = ports.len() as u64 + 1;
         assert_eq!((first.entries(), second.entries()), (expected, expected));
+        // As the kernel has them.
+        let rows = second.json(&["bpf", "policy", "get", "--all"]);
+        assert_eq!(
+            rows.as_array().map(Vec::len),
+            Some(ports.len() + 1),
+            "{rows}"
+        );
+        assert!(
+            rows[0]["rule_name"]
+                .as_str()
+                .unwrap()
+                .contains("in cluster store"),
+            "{rows}"
+        );
     }
     assert!(fastest < Duration::from_secs(1), "{fastest:?}");
     // What another node wrote is seen and deleted here.

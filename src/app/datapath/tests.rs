@@ -78,6 +78,7 @@ impl Street {
             policies: mpsc::channel(1).1,
             policy_sources: 1,
             queries: mpsc::channel(1).1,
+            selectors: Arc::default(),
             changes: mpsc::channel(1).0,
             endpoints: watch::channel(Vec::new()).0,
         };

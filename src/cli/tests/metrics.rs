@@ -103,6 +103,27 @@ fn promtool_has_nothing_to_say_about_the_metrics() {
     let mut agent = Agent::start();
     let registry = &agent.registry;
     admin::metrics::register_kvstore(registry, || (true, 3)).unwrap();
+    let delay = crate::policy::Delay::default();
+    delay.register(registry).unwrap();
+    let came = Instant::now();
+    let mark = delay.mark(crate::policy::Source::Files, came, None);
+    mark.enforced();
+    admin::metrics::register_datapath(registry, || {
+        let count = DropCount {
+            reason: "Policy denied",
+            direction: Direction::Egress,
+            packets: 5,
+        };
+        let endpoint = EndpointId(7);
+        let drops = admin::metrics::EndpointDrops { endpoint, count };
+        let hits = admin::metrics::RuleHits {
+            policy: "shop/db".to_owned(),
+            rule: "shop/db rule 0 ingress[0] in db.yaml".to_owned(),
+            flows: 3,
+        };
+        (vec![drops], vec![hits])
+    })
+    .unwrap();
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let at = |name: &str| agent.dir.path().join(name);
     std::fs::write(at("s.key"), own.signing_key.serialize_pem()).unwrap();
@@ -134,6 +155,12 @@ fn promtool_has_nothing_to_say_about_the_metrics() {
         "tombolo_certificate_expiry",
         "tombolo_serve_",
         "tombolo_kvstore_connected",
+        "tombolo_policy_implementation_delay_count{source=\"file\"} 1",
+        "tombolo_policy_max_revision 8",
+        "tombolo_policies{source=\"cluster\"} 0",
+        "tombolo_policy_selectors 0",
+        "tombolo_endpoint_drop_count_total{direction=\"EGRESS\",endpoint=\"7\",reason=\"Policy denied\"} 5",
+        "tombolo_policy_rule_hits_total{policy=\"shop/db\",rule=\"shop/db rule 0 ingress[0] in db.yaml\"} 3",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }

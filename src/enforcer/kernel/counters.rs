@@ -36,6 +36,23 @@ impl Counters {
         self.usage.read()
     }
 
+    /// Hands out the rows of a map, key and value, until `each` returns false; nothing of a map that
+    /// is not counted.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn read_map(
+        &self,
+        name: &str,
+        mut each: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let Some(map) = self.usage.map(name) else {
+            return Ok(());
+        };
+        let read = map.read(|rows| Ok(rows.iter().all(|(key, value)| each(key, value))));
+        read.map(drop)
+    }
+
     /// Summed over the CPUs: of each endpoint, and with `None` of interfaces without one and of
     /// endpoints that are gone.
     ///

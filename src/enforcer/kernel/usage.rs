@@ -32,6 +32,10 @@ impl Usage {
         }
     }
 
+    pub(super) fn map(&self, name: &str) -> Option<&RawMap> {
+        self.maps.iter().find(|map| map.name == name)
+    }
+
     /// Of all maps that have rows, some milliseconds for each large one.
     pub(super) fn read(&self) -> Result<Vec<MapUse>, Error> {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
