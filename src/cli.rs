@@ -158,7 +158,7 @@ enum Error {
     Policy(anyhow::Error),
     /// Not to be told from an answer by its exit code.
     #[error("{0}")]
-    Untold(Box<Error>),
+    Untold(Box<Self>),
     /// The agent's own words.
     #[error("{0}")]
     Said(String),

@@ -219,7 +219,7 @@ fn policy(row: &Policy) -> String {
 fn address(row: &Address) -> String {
     let cluster = row
         .cluster_id
-        .map_or("none (CIDR)".to_owned(), |id| id.to_string());
+        .map_or_else(|| "none (CIDR)".to_owned(), |id| id.to_string());
     columns(
         &ADDRESS,
         [row.prefix.clone(), row.identity.to_string(), cluster],

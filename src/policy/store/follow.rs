@@ -173,7 +173,9 @@ impl Follower {
             if self.read != read {
                 pause = limits::STORE_BACKOFF.0;
             }
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+            let next = Instant::now() + pause.mul_f64(rand::random_range(0.5..=1.0));
+            let patient = !self.synced && next > deadline;
+            tokio::time::sleep_until(if patient { deadline } else { next }).await;
             pause = (pause * 2).min(limits::STORE_BACKOFF.1);
         }
     }
