@@ -8,6 +8,11 @@ pub const VALUE_BYTES_MAX: usize = 1_572_864;
 /// anything.
 pub const ENDPOINT_SLICE_BYTES_MAX: usize = 16 << 20;
 
+// --- app ---
+/// Tasks that a thread runs before it looks whether a socket has something: some take a millisecond,
+/// and with tokio's 61 a neighbour of busy peers would wait for as many.
+pub const TASKS_BETWEEN_SOCKETS: u32 = 8;
+
 // --- telemetry ---
 /// How often a line is written about what strangers can repeat at will, of each kind.
 pub const LOG_SAMPLE_INTERVAL: Duration = Duration::from_secs(10);
@@ -174,8 +179,23 @@ pub const MEMBER_PENDING_BYTES: usize = 8 << 20;
 pub const MEMBER_SLICE: usize = 256;
 /// Entries between two looks at the clock.
 pub const MEMBER_STEP: usize = 16;
+/// Bytes after which a step ends: as many small entries are decoded in well below a millisecond.
+pub const MEMBER_STEP_BYTES: usize = 64 << 10;
 /// How long such a turn goes on at most, to the end of a step: a neighbour's change waits for it.
-pub const MEMBER_TURN: Duration = Duration::from_millis(1);
+pub const MEMBER_TURN: Duration = Duration::from_micros(250);
+/// Changes of a peer that are applied each second, and at once. Above the first number they wait,
+/// merged by key: four times the rate at which none is to be merged, a tenth of what the mesh can do.
+/// The second one is what goes when a large site fails.
+pub const PEER_CHANGES: (u32, u32) = (20_000, 65_536);
+/// The same for entries of lists, which bring nothing new but at first: the largest peer may be
+/// listed twice at once, and then once a minute.
+pub const PEER_LISTED: (u32, u32) = (20_000, 2 << 20);
+/// The same for entries that are refused, of which a peer in its senses has few.
+pub const PEER_REFUSED: (u32, u32) = (5_000, 65_536);
+/// Bytes of a change, decoded; a larger one counts as several.
+pub const PEER_CHANGE_BYTES: usize = 512;
+/// Changes that are waited for at least, once some must wait: a few milliseconds.
+pub const PEER_RATE_STEP: u32 = 64;
 
 // --- importer ---
 /// Life of the importer's lock without its holder: half of the five seconds in which another node

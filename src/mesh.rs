@@ -15,12 +15,14 @@ use std::{
 use crate::{
     keyspace::{ClusterConfig, KeyEvent, Kind},
     lifecycle::queue::Coalescing,
+    limits,
     types::{ClusterId, ClusterName, IdentityId, IpPrefix, Labels, MaxClusters, NamedPort},
 };
 
 use self::{
     cache::Cache,
     claims::Claims,
+    decode::Rejection,
     member::Member,
     ports::Ports,
     prefixes::PrefixSet,
@@ -143,6 +145,15 @@ pub struct Terms {
     pub relayed: bool,
 }
 
+/// What events took, beside their number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cost {
+    /// Bytes that were decoded: values may be compressed.
+    pub bytes: usize,
+    /// Entries that were refused.
+    pub refused: usize,
+}
+
 /// All members' state. One task owns it.
 #[derive(Debug)]
 pub struct Mesh {
@@ -162,6 +173,8 @@ pub struct Mesh {
     /// Members whose entries changed since they were counted.
     changed: BTreeSet<ClusterName>,
     quota: Quota,
+    /// Of the events that are being applied.
+    cost: Cost,
     cache: Cache,
     view: View,
     rejections: Rejections,
@@ -184,6 +197,7 @@ impl Mesh {
             freed: BTreeSet::new(),
             changed: BTreeSet::new(),
             quota: Quota::OF_PEER,
+            cost: Cost::default(),
             cache: Cache::new(cache),
             view: View::default(),
             rejections: Rejections::default(),
@@ -202,6 +216,12 @@ impl Mesh {
     #[must_use]
     pub fn view(&self) -> View {
         self.view.clone()
+    }
+
+    /// The own cluster, the only member that is trusted.
+    #[must_use]
+    pub const fn own_name(&self) -> &ClusterName {
+        &self.settings.cluster_name
     }
 
     /// The end of the queue of deltas, as [`Deltas::end`].
@@ -307,9 +327,13 @@ impl Mesh {
     ///
     /// An event costs what decoding its value costs, plus a few look-ups for each address that it
     /// speaks of. Only what waits for exactly what it frees is judged again.
-    pub fn apply(&mut self, name: &ClusterName, events: impl IntoIterator<Item = KeyEvent>) {
+    pub fn apply(
+        &mut self,
+        name: &ClusterName,
+        events: impl IntoIterator<Item = KeyEvent>,
+    ) -> Cost {
         let Some(mut member) = self.members.remove(name) else {
-            return;
+            return Cost::default();
         };
         for event in events {
             self.event(&mut member, event);
@@ -319,6 +343,23 @@ impl Mesh {
         self.settle();
         self.changed.insert(name.clone());
         self.count();
+        std::mem::take(&mut self.cost)
+    }
+
+    /// Tells that a member's changes have to wait because they are too many, `event` in front.
+    pub fn delayed(&self, name: &ClusterName, event: &KeyEvent) {
+        let (KeyEvent::Upsert { suffix, .. } | KeyEvent::Delete { suffix, .. }) = event else {
+            return;
+        };
+        if let Some(member) = self.members.get(name) {
+            let revision = match event {
+                KeyEvent::Upsert { revision, .. } => *revision,
+                _ => 0,
+            };
+            let rejection = Rejection::EventRate(limits::PEER_CHANGES.0);
+            let what = (event.kind(), &**suffix, revision);
+            self.rejections.note(&self.view, member, what, &rejection);
+        }
     }
 
     fn withdraw_member(&mut self, name: &ClusterName) -> Option<ClusterId> {

@@ -136,10 +136,12 @@ async fn tell(image: Image, sender: &mpsc::Sender<MemberEvent>, view: &View) {
         entries,
     } = image;
     tracing::info!(clusterName = %name, count = entries.len(), "Remote cluster restored from disk");
+    // As lists that the peer's own will complete: what comes of them is no change.
+    let mut begin = Vec::new();
     for kind in Kind::ALL {
-        let of_kind = |e: &KeyEvent| matches!(e, KeyEvent::Upsert { kind: k, .. } if *k == kind);
-        if entries.iter().any(of_kind) {
+        if entries.iter().any(|entry| entry.kind() == kind) {
             view.restored.insert((name.clone(), kind));
+            begin.push(KeyEvent::BeginList { kind });
         }
     }
     let connected = MemberEvent::Connected {
@@ -150,8 +152,8 @@ async fn tell(image: Image, sender: &mpsc::Sender<MemberEvent>, view: &View) {
         relayed: terms.relayed,
     };
     let mut sent = sender.send(connected).await;
-    let mut entries = entries.into_iter();
-    while sent.is_ok() && entries.len() > 0 {
+    let mut entries = begin.into_iter().chain(entries).peekable();
+    while sent.is_ok() && entries.peek().is_some() {
         let events = entries.by_ref().take(limits::RESTORE_BATCH).collect();
         let name = name.clone();
         sent = sender.send(MemberEvent::Keys { name, events }).await;

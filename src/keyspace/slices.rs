@@ -49,10 +49,21 @@ impl EndpointSlice {
     /// [`Rejection::Undecodable`] if it is no frame or no message; [`Rejection::InvalidField`] if the
     /// address type is unknown or an address is not of that type.
     pub fn decode(value: &[u8]) -> Result<Self, Rejection> {
+        Self::decode_counting(value, &mut 0)
+    }
+
+    /// As [`Self::decode`]; adds to `bytes` how many the value expanded to, whatever comes of it.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_counting(value: &[u8], bytes: &mut usize) -> Result<Self, Rejection> {
         if value.len() > VALUE_BYTES_MAX {
             return Err(Rejection::Oversize);
         }
-        let message = decompress(value)?;
+        let mut message = Vec::new();
+        let expanded = decompress(value, &mut message);
+        *bytes += message.len();
+        expanded?;
         let mut slice = Self::default();
         for_each_field(&message, |field| {
             match field {
@@ -92,22 +103,21 @@ fn string(text: &[u8]) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-fn decompress(value: &[u8]) -> Result<Vec<u8>, Rejection> {
+fn decompress(value: &[u8], message: &mut Vec<u8>) -> Result<(), Rejection> {
     let undecodable = |error: std::io::Error| Rejection::Undecodable(format!("zstd: {error}"));
     let mut decoder = zstd::stream::read::Decoder::with_buffer(value).map_err(undecodable)?;
     decoder
         .window_log_max(WINDOW_LOG_MAX)
         .map_err(undecodable)?;
     let limit = ENDPOINT_SLICE_BYTES_MAX as u64 + 1;
-    let mut message = Vec::new();
     decoder
         .take(limit)
-        .read_to_end(&mut message)
+        .read_to_end(message)
         .map_err(undecodable)?;
     if message.len() > ENDPOINT_SLICE_BYTES_MAX {
         return Err(Rejection::Oversize);
     }
-    Ok(message)
+    Ok(())
 }
 
 /// A field by number. Other wire types are skipped.

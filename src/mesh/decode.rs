@@ -52,6 +52,8 @@ pub(super) enum Rejection {
     TooManyKeys(usize),
     #[error("peer may have {0} bytes of keys and values, and this is more")]
     TooManyBytes(usize),
+    #[error("peer changes more than {0} entries a second; the newest of each waits for its turn")]
+    EventRate(u32),
 }
 
 impl Rejection {
@@ -65,6 +67,7 @@ impl Rejection {
             Self::PrefixTooWide => "prefix-too-wide",
             Self::TooManyKeys(_) => "too-many-keys",
             Self::TooManyBytes(_) => "too-many-bytes",
+            Self::EventRate(_) => "event-rate",
         }
     }
 
@@ -75,13 +78,15 @@ impl Rejection {
     }
 }
 
-/// Decodes one value and checks what needs no other entry.
+/// Decodes one value and checks what needs no other entry. Adds to `bytes` how many were looked at.
 pub(super) fn decode(
     author: &Author<'_>,
     kind: Kind,
     suffix: &[u8],
     value: &[u8],
+    bytes: &mut usize,
 ) -> Result<Decoded, Rejection> {
+    *bytes += value.len();
     if value.len() > VALUE_BYTES_MAX {
         return Err(keyspace::Rejection::Oversize.into());
     }
@@ -143,7 +148,7 @@ pub(super) fn decode(
             plain(Record::Named(kind))
         }
         Kind::EndpointSlices => {
-            EndpointSlice::decode(value)?.check(suffix, author.name, author.id)?;
+            EndpointSlice::decode_counting(value, bytes)?.check(suffix, author.name, author.id)?;
             plain(Record::Named(kind))
         }
     }

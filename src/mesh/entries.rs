@@ -53,6 +53,7 @@ impl Mesh {
                     listing,
                 };
                 if let Err(rejection) = self.upsert(member, &entry) {
+                    self.cost.refused += 1;
                     let what = (kind, &*entry.suffix, revision);
                     self.rejections.note(&self.view, member, what, &rejection);
                 }
@@ -77,7 +78,8 @@ impl Mesh {
             max: self.settings.max_clusters,
             own: member.own,
         };
-        let decoded = decode::decode(&author, entry.kind, &entry.suffix, &entry.value);
+        let (suffix, value) = (&entry.suffix, &entry.value);
+        let decoded = decode::decode(&author, entry.kind, suffix, value, &mut self.cost.bytes);
         let (record, node, ports) = match decoded {
             Ok(Decoded::Record {
                 record,

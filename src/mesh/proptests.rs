@@ -109,7 +109,7 @@ fn run(bench: &mut Bench, model: &mut Model, op: &Op) -> Vec<Delta> {
         Op::Remove { member } => {
             model.unsay(|(m, ..)| m == member);
             let mut deltas = bench.remove(of(*member));
-            bench.mesh.expire(bench.now + crate::limits::CACHE_GRACE);
+            bench.mesh.expire(bench.now + limits::CACHE_GRACE);
             deltas.extend(bench.connect(of(*member), terms(*member + 1)));
             deltas
         }

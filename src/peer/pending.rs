@@ -98,6 +98,15 @@ impl Pending {
         }
     }
 
+    /// The change of a key that is next; `None` if something else is, or nothing.
+    #[must_use]
+    pub fn front(&self) -> Option<&KeyEvent> {
+        match self.items.front() {
+            Some(Item::Key(event)) => Some(event),
+            Some(Item::Other(_)) | None => None,
+        }
+    }
+
     /// Takes the withdrawal that waits in front, if there is one.
     pub fn take_removed(&mut self) -> Option<MemberEvent> {
         match self.items.front() {
@@ -141,16 +150,19 @@ impl Pending {
         }
     }
 
-    /// The next thing to do: some other event, or the oldest changes, at most `max` of them.
+    /// The next thing to do: some other event, or the oldest changes, at most `max` of them and no
+    /// more behind one that may be much work.
     pub fn pop(&mut self, max: usize) -> Option<MemberEvent> {
         let mut events = Vec::new();
-        while events.len() < max.max(1) {
+        let mut bytes = 0;
+        while events.len() < max.max(1) && bytes < limits::MEMBER_STEP_BYTES {
             let number = self.first;
             match self.items.pop_front() {
                 None => break,
                 Some(Item::Key(event)) => {
                     self.first = number.wrapping_add(1);
                     self.bytes -= size(&event);
+                    bytes += work(&event);
                     self.forget(&event, number);
                     events.push(event);
                 }
@@ -184,6 +196,17 @@ fn size(event: &KeyEvent) -> usize {
         KeyEvent::Upsert { suffix, value, .. } => suffix.len() + value.len(),
         KeyEvent::Delete { suffix, .. } => suffix.len(),
         KeyEvent::BeginList { .. } | KeyEvent::EndList { .. } => 0,
+    }
+}
+
+/// Bytes that its decoding may have to look at: a slice of a few may expand to many.
+fn work(event: &KeyEvent) -> usize {
+    match event {
+        KeyEvent::Upsert {
+            kind: Kind::EndpointSlices,
+            ..
+        } => limits::ENDPOINT_SLICE_BYTES_MAX,
+        event => size(event),
     }
 }
 

@@ -188,7 +188,8 @@ const OTHERS: [Family; 3] = [
     ),
     Family {
         name: "tombolo_rejected_keys_total",
-        help: "Entries of a peer that were refused. If it rises: tombolo status --verbose.",
+        help: "Entries of a peer that were refused; with event-rate, how often its changes had to \
+               wait. If it rises: tombolo status --verbose.",
         kind: MetricType::COUNTER,
         labels: &["target_cluster", "reason"],
     },

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::{
     keyspace::{ClusterConfig, KeyEvent, Kind},
+    limits::PEER_CHANGES,
     mesh::{Deltas, Settings, View},
     store::{Options, Store},
     types::{ClusterId, IdentityId, MaxClusters},
@@ -39,13 +40,7 @@ impl World {
         let mesh = Mesh::new(settings, cache.clone(), Deltas::new(100));
         let view = mesh.view();
         let (join, joining) = channel();
-        let work = Work {
-            propagation: view.propagation.clone(),
-            mesh,
-            joining,
-            members: Vec::new(),
-            turn: 0,
-        };
+        let work = Work::new(mesh, joining);
         Self {
             work,
             join,
@@ -188,4 +183,84 @@ async fn removal_is_done_before_another_member_takes_the_id() {
     assert_eq!(world.view.addresses.len(), 5);
     let owner = world.view.addresses.get(&"10.9.0.0".parse().unwrap());
     assert_eq!(owner.unwrap().identity, IdentityId(2 << 16 | 5));
+}
+
+/// Values of `round` for so many addresses, in batches that fit.
+async fn tell(world: &mut World, sender: &mpsc::Sender<MemberEvent>, round: u32, count: u32) {
+    for net in 0..count.div_ceil(5_000) {
+        let net = u8::try_from(10 + net).unwrap();
+        let event = addresses("west", net, 2 << 16 | round, 5_000);
+        sender.send(event).await.unwrap();
+        world.settle();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn peer_that_changes_too_much_waits_and_its_newest_values_win() {
+    let mut world = World::new();
+    let west = world.join.join(name("west"));
+    let north = world.join.join(name("north"));
+    west.send(connected("west", 2)).await.unwrap();
+    north.send(connected("north", 3)).await.unwrap();
+    tell(&mut world, &west, 0, PEER_CHANGES.1).await;
+    let slow = (name("west"), "event-rate");
+    assert!(world.view.rejected.get(&slow).is_some());
+    let offender = world.view.offenders.get(&slow).unwrap().clone();
+    assert!(offender.key.starts_with("10."), "{offender:?}");
+
+    // While it waits its values merge, and nobody waits with it.
+    let before = world.cache.revision();
+    for round in 1..=9 {
+        west.send(addresses("west", 10, 2 << 16 | round, 5))
+            .await
+            .unwrap();
+        world.absorb();
+    }
+    north
+        .send(addresses("north", 3, 3 << 16, 10))
+        .await
+        .unwrap();
+    world.settle();
+    let north = world.view.addresses.get(&"10.3.0.9".parse().unwrap());
+    assert_eq!(north.unwrap().identity, IdentityId(3 << 16));
+    let after = |seconds| tokio::time::advance(std::time::Duration::from_secs(seconds));
+    after(1).await;
+    world.settle();
+    let newest = world.view.addresses.get(&"10.10.0.4".parse().unwrap());
+    assert_eq!(newest.unwrap().identity, IdentityId(2 << 16 | 9));
+    let applied = world.cache.revision() - before;
+    assert!(applied <= 10 + 5 + 5_000, "{applied} changes were applied");
+    assert!(world.work.members.iter().all(|m| m.pending.is_empty()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_do_not_wait_for_the_rate_of_changes_nor_does_the_own_cluster() {
+    let mut world = World::new();
+    let west = world.join.join(name("west"));
+    west.send(connected("west", 2)).await.unwrap();
+    let ips = |event: fn(Kind) -> KeyEvent| MemberEvent::Keys {
+        name: name("west"),
+        events: vec![event(Kind::Ips)],
+    };
+    west.send(ips(|kind| KeyEvent::BeginList { kind }))
+        .await
+        .unwrap();
+    tell(&mut world, &west, 0, PEER_CHANGES.1 + 5_000).await;
+    west.send(ips(|kind| KeyEvent::EndList { kind }))
+        .await
+        .unwrap();
+    world.settle();
+    assert!(world.work.members[0].pending.is_empty());
+    assert!(world.view.addresses.len() > PEER_CHANGES.1 as usize);
+
+    let own = world.join.join(name("own"));
+    own.send(connected("own", 1)).await.unwrap();
+    for round in 0..=PEER_CHANGES.1 / 1_000 {
+        own.send(addresses("own", 1, 1 << 16 | round, 1_000))
+            .await
+            .unwrap();
+        world.settle();
+    }
+    assert!(world.work.members[1].pending.is_empty());
+    assert!(world.view.rejected.is_empty(), "{:?}", world.view.rejected);
 }
