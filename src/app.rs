@@ -22,7 +22,7 @@ use crate::{
     journal::{self, Journal},
     lifecycle::{Readiness, Tasks, stop_on_signal},
     limits::{
-        DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, POLICY_QUERIES_MAX,
+        self, DELTA_QUEUE_MAX, ENDPOINT_EVENTS_MAX, LOCAL_EVENTS_MAX, POLICY_QUERIES_MAX,
         STORE_HISTORY_EVENTS_MAX,
     },
     mesh::{self, Mesh},
@@ -63,6 +63,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     files::raise_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .event_interval(limits::TASKS_BETWEEN_SOCKETS)
         .build()
         .context("start the runtime")?;
     let tasks = Tasks::new();
