@@ -241,9 +241,15 @@ pub const KEY_SHOWN_BYTES: usize = 256;
 /// Ports with names that are kept of an address; more than any pod has, and what is left out is as
 /// if it had no name.
 pub const NAMED_PORTS_MAX: usize = 64;
-/// How often the mesh is written to disk, as far as it changed: what is lost by a crash of the host
-/// is this old, and a large mesh costs a megabyte a second at most.
-pub const SAVE_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// How soon the mesh is looked at again after it was written to disk, as far as it changed: what is
+/// lost by a crash of the host is this old. Between the two it is what the next two limits demand.
+pub const SAVE_INTERVAL: (Duration, Duration) =
+    (Duration::from_secs(5), Duration::from_secs(5 * 60));
+/// Looking and writing take this part of a core at most, one hundredth.
+pub const SAVE_TIME_SHARE: u32 = 100;
+/// And write so much on average: a large cluster that changes all the time is written every few
+/// minutes.
+pub const SAVE_BYTES_PER_SECOND: u64 = 1 << 20;
 /// How often the own cluster's addresses are looked at, to write them to disk if they changed: a
 /// look at a large mesh takes milliseconds.
 pub const OWN_SAVE_INTERVAL: Duration = Duration::from_secs(10);

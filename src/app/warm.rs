@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -74,13 +74,7 @@ impl Warm {
             // Half of it is in the mesh: what is on disk is better.
             return;
         }
-        let keep = keep(
-            self.place,
-            self.cache,
-            self.view,
-            limits::SAVE_INTERVAL,
-            cancel.clone(),
-        );
+        let keep = keep(self.place, self.cache, self.view, cancel.clone());
         let prune = cancel.run_until_cancelled(self.restored.prune(registry.clone()));
         tokio::join!(registry.run(cancel.clone()), prune, keep);
     }
@@ -111,12 +105,23 @@ impl Restored {
         }
     }
 
-    /// Withdraws those that are not configured any more, once the configuration is known.
+    /// Withdraws those that are not configured any more, once the configuration is known. Who has a
+    /// file that is no good has no session that would do it, so this goes on while there are such.
     async fn prune(&self, registry: peer::Registry) {
         while !registry.scanned() {
             tokio::time::sleep(limits::PEER_SCAN_SETTLE).await;
         }
-        let configured: HashSet<_> = registry.statuses().into_iter().map(|s| s.name).collect();
+        loop {
+            let configured = registry.statuses().into_iter().map(|s| s.name);
+            self.withdraw_others(&configured.collect()).await;
+            if self.lock().is_empty() {
+                return;
+            }
+            tokio::time::sleep(limits::PEER_SCAN_INTERVAL).await;
+        }
+    }
+
+    async fn withdraw_others(&self, configured: &HashSet<ClusterName>) {
         let gone: Vec<_> = self
             .lock()
             .extract_if(|name, _| !configured.contains(name))
@@ -160,25 +165,41 @@ async fn tell(image: Image, sender: &mpsc::Sender<MemberEvent>, view: &View) {
     }
 }
 
-/// Saves members that changed, every `every` and when cancelled.
-async fn keep(place: Place, cache: Store, view: View, every: Duration, cancel: CancellationToken) {
-    let mut saved = HashMap::new();
-    let mut last = false;
+/// What was saved of each member.
+type Saved = HashMap<ClusterName, (Fingerprint, Terms)>;
+
+/// Saves members that changed, as often as it is cheap, and when cancelled.
+async fn keep(place: Place, cache: Store, view: View, cancel: CancellationToken) {
+    let mut saved = Saved::new();
+    let (mut wait, mut last) = (limits::SAVE_INTERVAL.0, false);
     while !last {
         last = cancel
-            .run_until_cancelled(tokio::time::sleep(every))
+            .run_until_cancelled(tokio::time::sleep(wait))
             .await
             .is_none();
         let (place, cache, view) = (place.clone(), cache.clone(), view.clone());
+        let since = Instant::now();
         let work = move || {
-            place.save_all(&cache, &view, &mut saved);
-            saved
+            let bytes = place.save_all(&cache, &view, &mut saved);
+            (saved, bytes)
         };
         match tokio::task::spawn_blocking(work).await {
-            Ok(fingerprints) => saved = fingerprints,
+            Ok((members, bytes)) => {
+                saved = members;
+                wait = pause(since.elapsed(), bytes);
+            }
             Err(_) => return,
         }
     }
+}
+
+/// How long nothing is saved after saving so many bytes took so long.
+fn pause(took: Duration, bytes: u64) -> Duration {
+    let written = Duration::from_secs(bytes / limits::SAVE_BYTES_PER_SECOND);
+    let (least, most) = limits::SAVE_INTERVAL;
+    took.saturating_mul(limits::SAVE_TIME_SHARE)
+        .max(written)
+        .clamp(least, most)
 }
 
 impl Place {
@@ -219,20 +240,25 @@ impl Place {
         Ok(Some(image))
     }
 
-    fn save_all(&self, cache: &Store, view: &View, saved: &mut HashMap<ClusterName, Fingerprint>) {
+    /// Returns how many bytes were written.
+    fn save_all(&self, cache: &Store, view: &View, saved: &mut Saved) -> u64 {
         let members = view.terms.iter().filter(|entry| *entry.key() != self.own);
         let members: Vec<_> = members
             .map(|entry| (entry.key().clone(), entry.value().clone()))
             .collect();
         self.remove_others(&members.iter().map(|(name, _)| name.clone()).collect());
         saved.retain(|name, _| members.iter().any(|(member, _)| member == name));
+        let mut bytes = 0;
         for (name, terms) in members {
-            let fingerprint = fingerprint(&name, cache);
-            if saved.get(&name) == Some(&fingerprint) {
+            let now = (fingerprint(&name, cache), terms);
+            if saved.get(&name) == Some(&now) {
                 continue;
             }
-            match self.save(&name, &terms, cache) {
-                Ok(()) => drop(saved.insert(name, fingerprint)),
+            match self.save(&name, &now.1, cache) {
+                Ok(written) => {
+                    bytes += written;
+                    saved.insert(name, now);
+                }
                 Err(error) => tracing::error!(
                     clusterName = %name,
                     directory = %self.directory.display(),
@@ -241,9 +267,11 @@ impl Place {
                 ),
             }
         }
+        bytes
     }
 
-    fn save(&self, name: &ClusterName, terms: &Terms, cache: &Store) -> io::Result<()> {
+    /// Returns how many bytes were written.
+    fn save(&self, name: &ClusterName, terms: &Terms, cache: &Store) -> io::Result<u64> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -253,8 +281,10 @@ impl Place {
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = io::BufWriter::new(options.open(&part)?);
         Image::write(name, terms, cache, &mut file)?;
-        file.into_inner().map_err(io::Error::other)?.sync_all()?;
-        fs::rename(&part, self.directory.join(name.as_str()))
+        let file = file.into_inner().map_err(io::Error::other)?;
+        file.sync_all()?;
+        fs::rename(&part, self.directory.join(name.as_str()))?;
+        Ok(file.metadata()?.len())
     }
 
     /// Removed peers must not come back.

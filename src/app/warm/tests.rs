@@ -94,7 +94,7 @@ impl Process {
 
     fn save(&self) {
         let (cache, view) = (&self.cache, self.mesh.view());
-        self.place.save_all(cache, &view, &mut HashMap::new());
+        self.place.save_all(cache, &view, &mut Saved::new());
     }
 
     /// Restores into the mesh task; returns the mesh when that has taken everything in.
@@ -212,7 +212,7 @@ fn what_was_removed_does_not_come_back_and_what_is_as_before_is_not_written() {
     let mut process = Process::new(dir.path());
     process.mesh.connected(&name("west"), terms(2));
     process.list(&[ip(1)]);
-    let (view, mut saved) = (process.mesh.view(), HashMap::new());
+    let (view, mut saved) = (process.mesh.view(), Saved::new());
     process.place.save_all(&process.cache, &view, &mut saved);
     let path = process.place.directory.join("west");
     fs::write(&path, "mine").unwrap();
@@ -221,9 +221,84 @@ fn what_was_removed_does_not_come_back_and_what_is_as_before_is_not_written() {
     process.list(&[ip(1), ip(2)]);
     process.place.save_all(&process.cache, &view, &mut saved);
     assert_eq!(process.place.read_all()[0].entries.len(), 2);
-    process
-        .mesh
-        .removed(&name("west"), std::time::Instant::now());
+    // Only what it was let in on is another.
+    let narrower = Terms {
+        allowed_cidrs: ["10.2.0.0/24".parse().unwrap()].into(),
+        ..terms(2)
+    };
+    process.mesh.connected(&name("west"), narrower.clone());
+    process.place.save_all(&process.cache, &view, &mut saved);
+    assert_eq!(process.place.read_all()[0].terms, narrower);
+    process.mesh.removed(&name("west"), Instant::now());
     process.place.save_all(&process.cache, &view, &mut saved);
     assert!(!path.exists());
+}
+
+/// Goal: whoever was restored and never had a session goes with its file, whatever was in that.
+#[tokio::test]
+async fn restored_peer_whose_file_was_never_good_goes_with_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = Process::new(dir.path());
+    first.mesh.connected(&name("west"), terms(2));
+    first.list(&[ip(1)]);
+    first.save();
+
+    let process = Process::new(dir.path());
+    let (join, joining) = members::channel();
+    let (view, cancel) = (process.mesh.view(), CancellationToken::new());
+    tokio::spawn(members::run(process.mesh, joining, cancel.clone()));
+    let restored = Restored::default();
+    restored.load(process.place, &join, &view).await;
+    let peers = dir.path().join("peers");
+    fs::create_dir(&peers).unwrap();
+    let file = peers.join("west.config");
+    fs::write(&file, "endpoints: [nonsense").unwrap();
+    let registry = registry(&peers, &restored);
+    let run = registry.clone().run(cancel.clone());
+    let watch = async {
+        while view.addresses.is_empty() || registry.statuses().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        fs::remove_file(&file).unwrap();
+        while !view.addresses.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        cancel.cancel();
+    };
+    let withdrawn = async { tokio::join!(run, restored.prune(registry.clone()), watch) };
+    let withdrawn = tokio::time::timeout(Duration::from_secs(20), withdrawn).await;
+    assert!(withdrawn.is_ok(), "it is still there");
+    assert!(restored.lock().is_empty());
+}
+
+/// Peers by the files in `directory`; none of them is dialled.
+fn registry(directory: &Path, restored: &Restored) -> peer::Registry {
+    let options = peer::Options {
+        directory: directory.to_owned(),
+        cluster: name("east"),
+        id: id(1),
+        max_clusters: MaxClusters::C255,
+        cache_ttl: None,
+        trust: None,
+        clock: crate::telemetry::wall_clock,
+        timing: peer::Timing::default(),
+        dial: peer::Dial::default(),
+        random: peer::Random::default(),
+        route: tokio::sync::watch::Sender::new(peer::Route::Direct).subscribe(),
+    };
+    let restored = restored.clone();
+    peer::Registry::new(options, move |name| {
+        let channel = restored.take(name);
+        channel.expect("only west has a file, and was restored")
+    })
+}
+
+#[test]
+fn saving_takes_its_share_and_no_more() {
+    let (least, most) = limits::SAVE_INTERVAL;
+    assert_eq!(pause(Duration::from_millis(1), 1 << 10), least);
+    let second = Duration::from_secs(1);
+    assert_eq!(pause(second / 5, 0), 20 * second);
+    assert_eq!(pause(Duration::ZERO, 60 << 20), 60 * second);
+    assert_eq!(pause(60 * second, u64::MAX), most);
 }
