@@ -12,6 +12,7 @@ use tombolo::test_support::{eventually, lab::Pod, pause, process::run};
 use self::fleet::{A1, A2, B1, B2, C1, Fleet, PATIENCE};
 
 mod fleet;
+mod warm;
 
 const POLICY: &str = "apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
