@@ -8,6 +8,10 @@ pub const VALUE_BYTES_MAX: usize = 1_572_864;
 /// anything.
 pub const ENDPOINT_SLICE_BYTES_MAX: usize = 16 << 20;
 
+/// Most fields of an endpoint slice, those of its endpoints included: it has a thousand endpoints at
+/// most, of a few dozen fields. Decoding takes a millisecond for each hundred thousand.
+pub const ENDPOINT_SLICE_FIELDS_MAX: usize = 1 << 17;
+
 // --- app ---
 /// Tasks that a thread runs before it looks whether a socket has something: some take a millisecond,
 /// and with tokio's 61 a neighbour of busy peers would wait for as many.
@@ -192,7 +196,10 @@ pub const PEER_CHANGES: (u32, u32) = (20_000, 65_536);
 pub const PEER_LISTED: (u32, u32) = (20_000, 2 << 20);
 /// The same for entries that are refused, of which a peer in its senses has few.
 pub const PEER_REFUSED: (u32, u32) = (5_000, 65_536);
-/// Bytes of a change, decoded; a larger one counts as several.
+/// The same for kilobytes that endpoint slices expand to: what costs the sender little costs
+/// milliseconds here. At once come 600 000 endpoints.
+pub const PEER_EXPANDED: (u32, u32) = (8 << 10, 64 << 10);
+/// Bytes of a change; a larger one counts as several.
 pub const PEER_CHANGE_BYTES: usize = 512;
 /// Changes that are waited for at least, once some must wait: a few milliseconds.
 pub const PEER_RATE_STEP: u32 = 64;

@@ -148,8 +148,10 @@ pub struct Terms {
 /// What events took, beside their number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost {
-    /// Bytes that were decoded: values may be compressed.
+    /// Bytes of values.
     pub bytes: usize,
+    /// Bytes that compressed values expanded to.
+    pub expanded: usize,
     /// Entries that were refused.
     pub refused: usize,
 }

@@ -10,7 +10,7 @@ use std::{
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::Rejection;
-use crate::limits::{ENDPOINT_SLICE_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{ENDPOINT_SLICE_BYTES_MAX, ENDPOINT_SLICE_FIELDS_MAX, VALUE_BYTES_MAX};
 
 /// The largest window a frame may ask for; its memory is taken before any data comes.
 const WINDOW_LOG_MAX: u32 = ENDPOINT_SLICE_BYTES_MAX.ilog2();
@@ -45,7 +45,7 @@ impl EndpointSlice {
     /// Reads a value.
     ///
     /// # Errors
-    /// [`Rejection::Oversize`] if the value is too long, compressed or not;
+    /// [`Rejection::Oversize`] if the value is too long, compressed or not, or has too many fields;
     /// [`Rejection::Undecodable`] if it is no frame or no message; [`Rejection::InvalidField`] if the
     /// address type is unknown or an address is not of that type.
     pub fn decode(value: &[u8]) -> Result<Self, Rejection> {
@@ -65,7 +65,8 @@ impl EndpointSlice {
         *bytes += message.len();
         expanded?;
         let mut slice = Self::default();
-        for_each_field(&message, |field| {
+        let mut fields = ENDPOINT_SLICE_FIELDS_MAX;
+        for_each_field(&message, &mut fields, |_, field| {
             match field {
                 Field::Bytes(CLUSTER, text) => slice.cluster = string(text),
                 Field::Bytes(NAMESPACE, text) => slice.namespace = string(text),
@@ -85,14 +86,15 @@ impl EndpointSlice {
             "IPv6" => |text: &str| text.parse::<Ipv6Addr>().is_ok(),
             _ => return Err(Rejection::InvalidField("addressType")),
         };
-        let check = |field: Field<'_>| match field {
+        let check = |_: &mut usize, field: Field<'_>| match field {
             Field::Bytes(ADDRESSES, address) if !str::from_utf8(address).is_ok_and(parses) => {
                 Err(Rejection::InvalidField("endpoints.addresses"))
             }
             _ => Ok(()),
         };
-        for_each_field(&message, |field| match field {
-            Field::Bytes(ENDPOINTS, endpoint) => for_each_field(endpoint, check),
+        let mut fields = ENDPOINT_SLICE_FIELDS_MAX;
+        for_each_field(&message, &mut fields, |fields, field| match field {
+            Field::Bytes(ENDPOINTS, endpoint) => for_each_field(endpoint, fields, check),
             _ => Ok(()),
         })?;
         Ok(slice)
@@ -126,14 +128,16 @@ enum Field<'a> {
     Number(u32, u64),
 }
 
-/// Reads a message field by field without building anything.
+/// Reads a message field by field without building anything; takes each off `left`.
 fn for_each_field<'a>(
     mut message: &'a [u8],
-    mut each: impl FnMut(Field<'a>) -> Result<(), Rejection>,
+    left: &mut usize,
+    mut each: impl FnMut(&mut usize, Field<'a>) -> Result<(), Rejection>,
 ) -> Result<(), Rejection> {
     let undecodable =
         |error: prost::DecodeError| Rejection::Undecodable(format!("protobuf: {error}"));
     while !message.is_empty() {
+        *left = left.checked_sub(1).ok_or(Rejection::Oversize)?;
         let (number, wire_type) = decode_key(&mut message).map_err(undecodable)?;
         match wire_type {
             WireType::LengthDelimited => {
@@ -145,11 +149,11 @@ fn for_each_field<'a>(
                     return Err(Rejection::Undecodable("protobuf: unexpected end".into()));
                 };
                 message = rest;
-                each(Field::Bytes(number, bytes))?;
+                each(left, Field::Bytes(number, bytes))?;
             }
             WireType::Varint => {
                 let value = decode_varint(&mut message).map_err(undecodable)?;
-                each(Field::Number(number, value))?;
+                each(left, Field::Number(number, value))?;
             }
             other => {
                 let context = DecodeContext::default();
@@ -240,6 +244,16 @@ mod tests {
             matches!(refused, Err(Rejection::Undecodable(_))),
             "{refused:?}"
         );
+    }
+
+    #[test]
+    fn a_slice_of_too_many_fields_is_dropped_wherever_they_are() {
+        let fits = ["10.2.0.1"; ENDPOINT_SLICE_FIELDS_MAX / 3 - 2];
+        assert_eq!(read(&message("IPv4", &fits)), Ok(()));
+        let more = ["10.2.0.1"; ENDPOINT_SLICE_FIELDS_MAX / 3 + 1];
+        assert_eq!(read(&message("IPv4", &more)), Err(Rejection::Oversize));
+        let empty = [0x22, 0].repeat(ENDPOINT_SLICE_FIELDS_MAX + 1);
+        assert_eq!(read(&empty), Err(Rejection::Oversize));
     }
 
     #[test]

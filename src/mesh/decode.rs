@@ -2,7 +2,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    NodeView,
+    Cost, NodeView,
     member::{IpKey, Node, Record},
 };
 use crate::{
@@ -78,15 +78,15 @@ impl Rejection {
     }
 }
 
-/// Decodes one value and checks what needs no other entry. Adds to `bytes` how many were looked at.
+/// Decodes one value and checks what needs no other entry. Adds up in `cost` what it took.
 pub(super) fn decode(
     author: &Author<'_>,
     kind: Kind,
     suffix: &[u8],
     value: &[u8],
-    bytes: &mut usize,
+    cost: &mut Cost,
 ) -> Result<Decoded, Rejection> {
-    *bytes += value.len();
+    cost.bytes += value.len();
     if value.len() > VALUE_BYTES_MAX {
         return Err(keyspace::Rejection::Oversize.into());
     }
@@ -148,7 +148,11 @@ pub(super) fn decode(
             plain(Record::Named(kind))
         }
         Kind::EndpointSlices => {
-            EndpointSlice::decode_counting(value, bytes)?.check(suffix, author.name, author.id)?;
+            EndpointSlice::decode_counting(value, &mut cost.expanded)?.check(
+                suffix,
+                author.name,
+                author.id,
+            )?;
             plain(Record::Named(kind))
         }
     }

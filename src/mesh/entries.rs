@@ -79,7 +79,7 @@ impl Mesh {
             own: member.own,
         };
         let (suffix, value) = (&entry.suffix, &entry.value);
-        let decoded = decode::decode(&author, entry.kind, suffix, value, &mut self.cost.bytes);
+        let decoded = decode::decode(&author, entry.kind, suffix, value, &mut self.cost);
         let (record, node, ports) = match decoded {
             Ok(Decoded::Record {
                 record,

@@ -38,8 +38,8 @@ impl Bucket {
 /// What one peer may have applied.
 #[derive(Debug)]
 pub(super) struct Allowance {
-    /// Of changes, entries of lists, and those of both that are refused.
-    buckets: [Bucket; 3],
+    /// Of changes, entries of lists, those of both that are refused, and kilobytes expanded to.
+    buckets: [Bucket; 4],
     /// Until there are some of each again.
     waits: Option<Instant>,
 }
@@ -51,6 +51,7 @@ impl Allowance {
             limits::PEER_CHANGES,
             limits::PEER_LISTED,
             limits::PEER_REFUSED,
+            limits::PEER_EXPANDED,
         ];
         Self {
             buckets: limits.map(|(per_second, burst)| Bucket::new(per_second, burst, now)),
@@ -74,11 +75,12 @@ impl Allowance {
     ) -> bool {
         let weight = cost.bytes / limits::PEER_CHANGE_BYTES;
         let more = weight.saturating_sub(changes + listed);
-        let counts = if changes > 0 {
-            [changes + more, listed, cost.refused]
+        let (changes, listed) = if changes > 0 {
+            (changes + more, listed)
         } else {
-            [changes, listed + more, cost.refused]
+            (changes, listed + more)
         };
+        let counts = [changes, listed, cost.refused, cost.expanded >> 10];
         let mut empty = false;
         for (bucket, count) in self.buckets.iter_mut().zip(counts) {
             bucket.take(u32::try_from(count).unwrap_or(u32::MAX), now);
@@ -123,7 +125,10 @@ mod tests {
     fn lists_and_what_is_refused_have_allowances_of_their_own() {
         let now = Instant::now();
         let mut allowance = Allowance::new(now);
-        let cost = |refused| Cost { bytes: 0, refused };
+        let cost = |refused| Cost {
+            refused,
+            ..Cost::default()
+        };
         let (listed, refused) = (limits::PEER_LISTED.1, limits::PEER_REFUSED.1);
         assert!(!allowance.applied(0, listed as usize - 1, cost(0), now));
         assert!(!allowance.applied(9, 0, cost(refused as usize - 1), now));
@@ -139,9 +144,12 @@ mod tests {
         let start = Instant::now();
         let mut allowance = Allowance::new(start);
         let mut now = start;
-        let bytes = limits::ENDPOINT_SLICE_BYTES_MAX;
+        let cost = Cost {
+            expanded: limits::ENDPOINT_SLICE_BYTES_MAX,
+            ..Cost::default()
+        };
         for _ in 0..10 {
-            allowance.applied(1, 0, Cost { bytes, refused: 0 }, now);
+            allowance.applied(0, 1, cost, now);
             now = allowance.waits().unwrap_or(now);
         }
         let took = now - start;
