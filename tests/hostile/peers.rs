@@ -4,7 +4,10 @@
 use std::{
     convert::Infallible,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -46,6 +49,8 @@ const FRAME_HEAD: usize = 5;
 /// Keys that the storm goes over again and again.
 const STORM_KEYS: u64 = 5_000;
 const STORM_EVENTS: u64 = 1_000;
+/// Slices that expand, in a list and in each message of a watch.
+const BOMBS: usize = 64;
 
 /// Keys, pages and events that the flood sent.
 static SENT: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
@@ -237,6 +242,8 @@ fn list(name: &'static str, id: u32, keys: u64, range: &PbRangeRequest) -> PbRan
         let first = SENT[0].fetch_add(limit, Ordering::Relaxed);
         more = first + limit < keys;
         (first..first + limit).map(garbage).collect()
+    } else if name == "flood" && from.starts_with("cilium/state/endpointslices/") {
+        bombs()
     } else if name == "flood" && from.starts_with("cilium/state/identities/") {
         more = true;
         let page = SENT[1].fetch_add(1, Ordering::Relaxed);
@@ -269,7 +276,10 @@ fn config(id: u32) -> Vec<u8> {
     config.encode()
 }
 
-/// One of several kinds of records that nobody may say.
+/// Sorts of garbage; one of them is copied to the cache, as nobody can tell what is wrong with it.
+pub(crate) const SORTS: usize = 6;
+
+/// One of several sorts of records that nobody may say.
 fn garbage(number: u64) -> PbKeyValue {
     let own = (3 << 16) + 300;
     let taken = neighbour::address(usize::try_from(number % 16).unwrap());
@@ -277,7 +287,7 @@ fn garbage(number: u64) -> PbKeyValue {
     let record = |ip: &str, mask: &str, id: u32| {
         format!(r#"{{"IP":"{ip}","Mask":{mask},"HostIP":"","ID":{id},"Metadata":"{number}"}}"#)
     };
-    let (suffix, value) = match number % 6 {
+    let (suffix, value) = match number % SORTS as u64 {
         0 => (format!("garbage-{number}"), record(&address, "null", own)),
         1 => (address.clone(), record(&address, "null", (2 << 16) + 300)),
         2 => (format!("unreadable-{number}"), "{".to_owned()),
@@ -294,6 +304,23 @@ fn garbage(number: u64) -> PbKeyValue {
     )
 }
 
+/// Endpoint slices of a few hundred bytes that expand to as much as is read, and to more.
+fn bombs() -> Vec<PbKeyValue> {
+    static VALUES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+        [-64, 64].map(|more: isize| {
+            let length = limits::ENDPOINT_SLICE_BYTES_MAX.saturating_add_signed(more);
+            // One field of bytes that no reader knows, and nothing that every slice has.
+            let mut message = BytesMut::new();
+            prost::encoding::bytes::encode(99, &vec![0_u8; length - 16], &mut message);
+            zstd::encode_all(&*message, 3).unwrap()
+        })
+    });
+    let key = |n| format!("cilium/state/endpointslices/v1/flood/shop/bomb-{n}");
+    (0..BOMBS)
+        .map(|n| kv(key(n), VALUES[n % 2].clone()))
+        .collect()
+}
+
 /// Changes without an end, as fast as they are taken.
 fn watch(name: &'static str, request: String) -> stream::BoxStream<'static, Bytes> {
     let created = PbWatchResponse {
@@ -306,6 +333,8 @@ fn watch(name: &'static str, request: String) -> stream::BoxStream<'static, Byte
         let events: Vec<PbKeyValue> = if request.contains("cilium/state/ip/") {
             let numbers = (0..STORM_EVENTS).map(|n| (round * STORM_EVENTS + n) % STORM_KEYS);
             numbers.map(garbage).collect()
+        } else if request.contains("cilium/state/endpointslices/") {
+            bombs()
         } else if request.contains("cilium/state/services/") {
             let value = vec![b' '; limits::VALUE_BYTES_MAX + 1];
             vec![kv(
