@@ -288,6 +288,30 @@ impl Mesh {
         self.count();
     }
 
+    /// What the operator's file allows a member now, whether or not it is connected: what goes beyond
+    /// that is withdrawn, all of it if the file pins another id than the member has.
+    pub fn terms(
+        &mut self,
+        name: &ClusterName,
+        pin: Option<ClusterId>,
+        allowed_cidrs: &Arc<[IpPrefix]>,
+        now: Instant,
+    ) {
+        let Some(member) = self.members.get(name) else {
+            return;
+        };
+        if pin.is_some_and(|pin| pin != member.id) {
+            return self.removed(name, now);
+        }
+        if member.terms.allowed_cidrs != *allowed_cidrs {
+            let terms = Terms {
+                allowed_cidrs: Arc::clone(allowed_cidrs),
+                ..member.terms.clone()
+            };
+            self.connected(name, terms);
+        }
+    }
+
     /// The member was removed from the configuration: withdraws all its entries. What the cache
     /// holds of it is deleted later, see [`Self::expire`].
     pub fn removed(&mut self, name: &ClusterName, now: Instant) {

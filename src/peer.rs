@@ -55,6 +55,16 @@ pub enum MemberEvent {
         /// The entries come by the cache of another node of the own cluster.
         relayed: bool,
     },
+    /// The operator's file says this, whether or not the peer is in reach; what is known of the
+    /// peer, from the disk too, must not go beyond it.
+    Terms {
+        /// The peer.
+        name: ClusterName,
+        /// The only id that it may have.
+        cluster_id: Option<ClusterId>,
+        /// As in `Connected`.
+        allowed_cidrs: Arc<[IpPrefix]>,
+    },
     /// Changes, in order.
     Keys {
         /// The peer.

@@ -214,6 +214,11 @@ impl Work {
                 };
                 self.mesh.connected(&name, terms);
             }
+            MemberEvent::Terms {
+                name,
+                cluster_id,
+                allowed_cidrs,
+            } => self.mesh.terms(&name, cluster_id, &allowed_cidrs, now()),
             MemberEvent::Keys { name, events } => return self.mesh.apply(&name, events),
             MemberEvent::Expired { name } => self.mesh.expire_services(&name),
             MemberEvent::Removed { name } => {
@@ -326,7 +331,9 @@ impl Member {
                 self.samples.clear();
                 None
             }
-            MemberEvent::Connected { .. } | MemberEvent::Expired { .. } => None,
+            MemberEvent::Connected { .. }
+            | MemberEvent::Terms { .. }
+            | MemberEvent::Expired { .. } => None,
         };
         self.pending.push(event);
         let end = self.pending.end();

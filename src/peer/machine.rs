@@ -1,8 +1,9 @@
 //! One peer's session as a state machine: which endpoint is next, how long to wait, what of the
 //! peer's configuration is accepted, what the mesh is told. No I/O; time and chance are arguments.
 //!
-//! Invariant: what the mesh knows of a peer is withdrawn on three grounds only: its file is gone,
-//! its id became another one, or (services only) it was out of reach for the cache's time to live.
+//! Invariant: what the mesh knows of a peer is withdrawn on four grounds only: its file is gone or
+//! forbids it, its id became another one, or (services only) it was out of reach for the cache's time
+//! to live.
 //! Invariant: whoever waits for a configuration or an id stays connected, so that a change is seen
 //! at once; only a connection that gets nowhere for long is built anew.
 use std::{sync::Arc, time::Duration};
@@ -269,6 +270,17 @@ impl Machine {
             // Entries that were refused may be allowed now.
             effects.push(Effect::Forget(&Kind::ALL));
         }
+        if let (Some(pin), Some(id)) = (file.cluster_id, self.announced)
+            && pin != id
+        {
+            self.withdraw(effects);
+        }
+        // A peer that does not answer, or refuses us, is held to it as well.
+        effects.push(Effect::Tell(MemberEvent::Terms {
+            name: self.rules.name.clone(),
+            cluster_id: file.cluster_id,
+            allowed_cidrs: Arc::clone(&file.allowed_cidrs),
+        }));
         self.order = shuffle(file.endpoints, random);
         self.position = 0;
         self.backoff = Backoff::default();

@@ -147,11 +147,15 @@ impl World {
         std::fs::write(self.dir.path().join(format!("{peer}.config")), text).unwrap();
     }
 
+    /// What is not about files.
     async fn next(&mut self) -> MemberEvent {
-        tokio::time::timeout(Duration::from_secs(20), self.events.recv())
-            .await
-            .unwrap()
-            .unwrap()
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(20), self.events.recv());
+            match next.await.unwrap().unwrap() {
+                MemberEvent::Terms { .. } => {}
+                event => return event,
+            }
+        }
     }
 
     /// Key events up to and including the first that `last` accepts.

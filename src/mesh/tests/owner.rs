@@ -174,6 +174,36 @@ fn only_allowed_ranges_count_and_the_list_may_change() {
     assert!(deltas.contains(&target("10.2.0.2", 6, 2)), "{deltas:?}");
 }
 
+/// Goal: what the operator's file forbids goes although the peer says nothing any more.
+#[test]
+fn file_of_a_dead_peer_holds_at_once() {
+    let mut bench = three();
+    for (name, identity) in [("west", WEST_1), ("north", NORTH_1)] {
+        for kind in ["1", "2"] {
+            let address = format!("10.{}.0.{kind}", identity >> 16);
+            bench.put(name, Kind::Ips, &address, &ip(&address, identity));
+        }
+    }
+    let only = ["10.2.0.2/32".parse().unwrap()].into();
+    bench
+        .mesh
+        .terms(&name("west"), Some(id(2)), &only, bench.now);
+    assert_eq!(bench.taken(), [gone("10.2.0.1")]);
+    assert_eq!(bench.rejected("address-not-allowed"), 1);
+    assert!(!bench.is_cached("cilium/cache/ip/v1/west/10.2.0.1"));
+    bench
+        .mesh
+        .terms(&name("west"), None, &Arc::default(), bench.now);
+    assert_eq!(bench.taken(), [target("10.2.0.1", WEST_1, 2)]);
+    // Another id than the one that it is known by.
+    bench
+        .mesh
+        .terms(&name("west"), Some(id(7)), &Arc::default(), bench.now);
+    assert_eq!(bench.taken().len(), 3, "two addresses and the member");
+    assert_eq!(bench.count("west", Kind::Ips), 0);
+    assert_eq!(bench.count("north", Kind::Ips), 2);
+}
+
 #[test]
 fn wide_prefixes_need_a_list() {
     let mut bench = Bench::new();

@@ -21,6 +21,8 @@ struct World {
     following: Option<Subject>,
     connected: bool,
     told: Vec<&'static str>,
+    /// The ranges that the mesh was told last.
+    allowed: Arc<[IpPrefix]>,
     dialled: Vec<usize>,
     forgotten: Vec<Kind>,
     failures: usize,
@@ -47,6 +49,7 @@ impl World {
             following: None,
             connected: false,
             told: Vec::new(),
+            allowed: Arc::default(),
             dialled: Vec::new(),
             forgotten: Vec::new(),
             failures: 0,
@@ -92,6 +95,9 @@ impl World {
                         break;
                     }
                     Effect::Tell(MemberEvent::Connected { .. }) => self.told.push("connected"),
+                    Effect::Tell(MemberEvent::Terms { allowed_cidrs, .. }) => {
+                        self.allowed = allowed_cidrs;
+                    }
                     Effect::Tell(MemberEvent::Removed { .. }) => {
                         assert!(self.following.is_none(), "withdrawn while it is followed");
                         self.told.push("removed");
@@ -323,6 +329,18 @@ fn pinned_id_refuses_another_and_withdraws_nothing() {
 }
 
 #[test]
+fn file_that_pins_another_id_withdraws_a_peer_that_is_dead() {
+    let mut world = World::connected();
+    world.config(r#"{"id":2}"#);
+    world.fail("reset");
+    world.file(1, Some(2));
+    assert_eq!(world.told, ["connected"]);
+    world.file(1, Some(3));
+    assert_eq!(world.told, ["connected", "removed"]);
+    assert_eq!(world.forgotten, Kind::ALL);
+}
+
+#[test]
 fn id_that_another_peer_holds_is_taken_as_soon_as_it_is_free() {
     let mut world = World::connected();
     world.held.push((2, "north"));
@@ -551,6 +569,8 @@ fn new_file_dials_anew_and_keeps_what_is_known() {
         warnings: vec!["unknown".to_owned()],
     }));
     assert_eq!(world.forgotten, Kind::ALL);
+    // And what they forbid goes before the peer says anything.
+    assert_eq!(*world.allowed, ["10.0.0.0/8".parse().unwrap()]);
     assert_eq!(world.status().warnings, ["unknown"]);
 }
 

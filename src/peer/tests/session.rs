@@ -161,6 +161,7 @@ impl World {
                 MemberEvent::Connected { .. } => told.push("connected".to_owned()),
                 MemberEvent::Removed { .. } => told.push("removed".to_owned()),
                 MemberEvent::Expired { .. } => told.push("expired".to_owned()),
+                MemberEvent::Terms { .. } => {}
                 MemberEvent::Keys { events, .. } => told.extend(events.iter().map(text)),
             }
         }
@@ -310,6 +311,10 @@ async fn peer_that_waits_for_an_id_has_it_as_soon_as_it_is_free() {
     let (sender, mut north) = mpsc::channel(64);
     let (_file, wanted) = watch::channel(running(0));
     world.spawn("north", sender, wanted);
+    assert!(matches!(
+        north.recv().await,
+        Some(MemberEvent::Terms { .. })
+    ));
     assert!(
         timeout(Duration::from_secs(60), north.recv())
             .await
