@@ -222,6 +222,12 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     let cache_readiness = spawn_cache(tasks, &config, &keyspaces.cache, &registry);
     spawn_members_known(tasks, &config, registry, handle.changes.clone());
 
+    let source = source_status.clone();
+    let rejected_by_source = move || {
+        source
+            .as_ref()
+            .map_or_else(Vec::new, |s| s.borrow().rejected.clone())
+    };
     let state = admin::State {
         cluster_name: config.cluster_name.clone(),
         cluster_id: config.cluster_id,
@@ -259,6 +265,8 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
         datapath: handle.status.clone(),
     };
     admin::metrics::register_mesh(&state).context("register metrics")?;
+    admin::metrics::register_source(&state.registry, rejected_by_source)
+        .context("register metrics")?;
     admin::metrics::register_kvstore(&state.registry, move || {
         let status = published.borrow();
         (status.connected, status.unwritten + status.waiting)

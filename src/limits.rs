@@ -248,6 +248,8 @@ pub const KEY_SHOWN_BYTES: usize = 256;
 /// Ports with names that are kept of an address; more than any pod has, and what is left out is as
 /// if it had no name.
 pub const NAMED_PORTS_MAX: usize = 64;
+/// Most records of a peer that status shows of those that wait for an address; their number is told.
+pub const CLAIMS_SHOWN_MAX: usize = 16;
 /// How soon the mesh is looked at again after it was written to disk, as far as it changed: what is
 /// lost by a crash of the host is this old. Between the two it is what the next two limits demand.
 pub const SAVE_INTERVAL: (Duration, Duration) =

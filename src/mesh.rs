@@ -33,7 +33,7 @@ use self::{
 pub use self::{
     image::{Fingerprint, Image, ImageError, fingerprint},
     propagation::{Propagation, Sample},
-    view::{IdentityView, NodeView, Offender, View},
+    view::{Claimant, IdentityView, NodeView, Offender, View},
 };
 
 mod cache;
@@ -187,6 +187,7 @@ impl Mesh {
     /// An empty mesh whose cache goes to `cache` and whose deltas go to `deltas`.
     #[must_use]
     pub fn new(settings: Settings, cache: crate::store::Store, deltas: Deltas) -> Self {
+        let view = View::default();
         Self {
             settings,
             members: HashMap::new(),
@@ -195,13 +196,13 @@ impl Mesh {
             territory: PrefixSet::default(),
             fresh: PrefixSet::default(),
             remembered: Vec::new(),
-            waiting: Waiting::default(),
+            waiting: Waiting::new(Arc::clone(&view.claimants)),
             freed: BTreeSet::new(),
             changed: BTreeSet::new(),
             quota: Quota::OF_PEER,
             cost: Cost::default(),
             cache: Cache::new(cache),
-            view: View::default(),
+            view,
             rejections: Rejections::default(),
             deltas,
         }

@@ -171,4 +171,6 @@ pub struct Status {
     pub files: usize,
     /// Current errors, sorted by file and line.
     pub errors: Vec<FileError>,
+    /// How many records were refused since the start, by reason; only of a source that has such.
+    pub rejected: Vec<(&'static str, u64)>,
 }

@@ -205,6 +205,32 @@ pub fn register_kvstore(
     registry.register(Box::new(Statuses::new(KVSTORE.to_vec(), Arc::new(read))?))
 }
 
+/// Registers how many records of the source were refused, by reason; read by `counts`.
+///
+/// # Errors
+/// If it is registered already.
+pub fn register_source(
+    registry: &prometheus::Registry,
+    counts: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static,
+) -> Result<(), prometheus::Error> {
+    let read = move || {
+        let sample = |(reason, count): (&'static str, u64)| Sample {
+            family: 0,
+            labels: vec![reason.to_owned()],
+            value: as_float(count),
+        };
+        counts().into_iter().map(sample).collect()
+    };
+    registry.register(Box::new(Statuses::new(SOURCE.to_vec(), Arc::new(read))?))
+}
+
+const SOURCE: &[Family] = &[Family {
+    name: "tombolo_source_rejected_keys_total",
+    help: "Records of the kvstore source that were not published. If it rises: tombolo status.",
+    kind: MetricType::COUNTER,
+    labels: &["reason"],
+}];
+
 const KVSTORE: &[Family] = &[
     Family {
         name: "tombolo_kvstore_connected",

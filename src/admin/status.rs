@@ -4,6 +4,7 @@ use std::{path::Path, time::SystemTime};
 use super::{State, wire};
 use crate::{
     keyspace::{Kind, Layout},
+    limits::CLAIMS_SHOWN_MAX,
     peer::{PeerStatus, inspect},
     store::{KeyRange, RangeRequest},
     tls::inspect::Certificate,
@@ -50,17 +51,14 @@ pub(super) fn mesh(state: &State) -> wire::ClusterMesh {
         .map(|peer| remote_cluster(state, peer))
         .collect();
     wire::ClusterMesh {
-        num_global_services: global_services(state, &peers),
+        num_global_services: global_services(state),
         clusters,
     }
 }
 
-/// Services of several peers under one name are not told apart, so it is the largest peer's count.
-pub(super) fn global_services(state: &State, peers: &[PeerStatus]) -> u64 {
-    let services = peers
-        .iter()
-        .map(|peer| count(state, &peer.name, Kind::Services));
-    services.max().unwrap_or(0)
+/// Services that several peers share under one name are one.
+pub(super) fn global_services(state: &State) -> u64 {
+    state.view.services.len() as u64
 }
 
 pub(super) fn count(state: &State, cluster: &ClusterName, kind: Kind) -> u64 {
@@ -129,6 +127,7 @@ fn exported(state: &State, peer: &ClusterName) -> wire::Counts {
 fn remote_cluster(state: &State, peer: &PeerStatus) -> wire::RemoteCluster {
     let config = peer.config.as_ref();
     let synced = peer.synced;
+    let (num_claims_waiting, claims_waiting) = claims_waiting(state, &peer.name);
     wire::RemoteCluster {
         name: peer.name.to_string(),
         config_path: peer.config_path.display().to_string(),
@@ -160,9 +159,32 @@ fn remote_cluster(state: &State, peer: &PeerStatus) -> wire::RemoteCluster {
             endpoint_slices: synced.endpoint_slices,
         },
         restored: restored(state, &peer.name),
+        num_claims_waiting,
+        claims_waiting,
         warnings: peer.warnings.clone(),
         certificates: certificates(&peer.config_path),
     }
+}
+
+/// How many records of the peer wait for an address, and those that wait longest.
+fn claims_waiting(state: &State, peer: &ClusterName) -> (u64, Vec<wire::ClaimWaiting>) {
+    let all = state.view.claimants.iter();
+    let all = all.filter(|claimant| claimant.cluster == *peer);
+    let mut all: Vec<_> = all.map(|c| (*c.key(), c.value().clone())).collect();
+    all.sort_unstable_by_key(|(number, _)| *number);
+    let count = all.len() as u64;
+    all.truncate(CLAIMS_SHOWN_MAX);
+    let told = all.into_iter().map(|(_, claimant)| wire::ClaimWaiting {
+        kind: claimant.kind.segment().to_owned(),
+        key: claimant.key,
+        prefix: claimant.prefix.to_string(),
+        // What is no address of another peer is within a range of the own cluster.
+        holder_id: match state.view.addresses.get(&claimant.prefix) {
+            Some(target) => target.cluster.get(),
+            None => state.cluster_id.get(),
+        },
+    });
+    (count, told.collect())
 }
 
 fn restored(state: &State, peer: &ClusterName) -> Vec<String> {

@@ -69,8 +69,7 @@ pub struct Cluster {
 pub struct ClusterMesh {
     /// One per configured peer, sorted by name.
     pub clusters: Vec<RemoteCluster>,
-    /// Services that peers share; those of several peers under one name are not told apart yet, so
-    /// it is the largest peer's count.
+    /// Services that peers share; those of several peers under one name are one.
     pub num_global_services: u64,
 }
 
@@ -127,10 +126,28 @@ pub struct RemoteCluster {
     pub synced: Synced,
     /// Kinds, as keys spell them, of which entries are known from the disk only.
     pub restored: Vec<String>,
+    /// How many of its records wait for an address that another cluster has.
+    pub num_claims_waiting: u64,
+    /// Those that wait longest.
+    pub claims_waiting: Vec<ClaimWaiting>,
     /// What works but is surely not meant, such as unknown keys in its file.
     pub warnings: Vec<String>,
     /// The certificates that its file names.
     pub certificates: Vec<PeerCertificate>,
+}
+
+/// A record that is not in force until another cluster gives up an address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClaimWaiting {
+    /// The kind, as keys spell it.
+    pub kind: String,
+    /// Its key behind the kind's prefix, cut if it is very long.
+    pub key: String,
+    /// The address or CIDR.
+    pub prefix: String,
+    /// The cluster that has it.
+    pub holder_id: u32,
 }
 
 /// A certificate of a peer's file.

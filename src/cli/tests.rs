@@ -16,7 +16,7 @@ use crate::{
     etcd::{Client, Connector},
     keyspace::Kind,
     lifecycle::{Readiness, ReadyToken, Tasks},
-    mesh::{IdentityView, IpTarget, NodeView, Offender, View},
+    mesh::{Claimant, IdentityView, IpTarget, NodeView, Offender, View},
     peer::{Layer, PeerStatus, RemoteConfig, SyncedKinds},
     policy::{
         Direction, Query, RuleNames,
@@ -105,6 +105,18 @@ fn view() -> View {
     };
     view.addresses.insert("10.62.0.9".parse().unwrap(), target);
     view.counts.insert((name("cluster2"), Kind::Services), 3);
+    for service in ["shop/a", "shop/b", "shop/c"] {
+        view.services.insert(service.into(), 2);
+    }
+    for number in (0..20).rev() {
+        let claimant = Claimant {
+            cluster: name("cluster2"),
+            kind: Kind::Ips,
+            key: format!("10.62.0.{number}"),
+            prefix: format!("10.62.0.{number}/32").parse().unwrap(),
+        };
+        view.claimants.insert(number, claimant);
+    }
     let rejected = (name("cluster2"), "identity-range");
     view.rejected.insert(rejected.clone(), 2);
     let offender = Offender {

@@ -59,6 +59,9 @@ impl Mesh {
                 };
                 self.publish_node(member, suffix, node, &before);
             }
+            Record::Named(Kind::Services) if !member.own => {
+                *self.view.services.entry(suffix.clone()).or_insert(0) += 1;
+            }
             Record::Named(_) => {}
         }
     }
@@ -106,6 +109,12 @@ impl Mesh {
                 }
                 let name = String::from_utf8_lossy(suffix).into_owned();
                 self.view.nodes.remove(&(member.name.clone(), name));
+            }
+            Record::Named(Kind::Services) if !member.own => {
+                if let Some(mut peers) = self.view.services.get_mut(suffix) {
+                    *peers -= 1;
+                }
+                self.view.services.remove_if(suffix, |_, peers| *peers == 0);
             }
             Record::Named(_) => {}
         }

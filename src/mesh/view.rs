@@ -5,6 +5,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{Delta, IpTarget, Propagation, Terms, decode::Rejection, member::Member};
@@ -35,6 +36,11 @@ pub struct View {
     pub counts: Arc<dashmap::DashMap<(ClusterName, Kind), u64>>,
     /// The last entry rejected, by cluster and reason.
     pub offenders: Arc<dashmap::DashMap<(ClusterName, &'static str), Offender>>,
+    /// Records of peers that wait for an address or range that another cluster has, by the order in
+    /// which they came.
+    pub claimants: Arc<dashmap::DashMap<u64, Claimant>>,
+    /// Services that peers share, as `namespace/name`, and how many peers share each.
+    pub services: Arc<dashmap::DashMap<Bytes, u32>>,
     /// What each member was let in on.
     pub terms: Arc<dashmap::DashMap<ClusterName, Terms>>,
     /// How long changes take to the kernel.
@@ -60,6 +66,19 @@ pub struct Offender {
     pub revision: i64,
     /// What is wrong with it.
     pub error: String,
+}
+
+/// A record that is not in force, as another cluster has what it speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimant {
+    /// Whose it is.
+    pub cluster: ClusterName,
+    /// What it is.
+    pub kind: Kind,
+    /// Its key behind the kind's prefix, at most [`KEY_SHOWN_BYTES`] of it.
+    pub key: String,
+    /// What it waits for.
+    pub prefix: IpPrefix,
 }
 
 /// A node as operators list it.
@@ -105,10 +124,9 @@ impl Rejections {
     ) {
         let of = (member.name.clone(), rejection.reason());
         *view.rejected.entry(of.clone()).or_insert(0) += 1;
-        let shown = &suffix[..suffix.len().min(KEY_SHOWN_BYTES)];
         let offender = Offender {
             kind,
-            key: String::from_utf8_lossy(shown).into_owned(),
+            key: shown(suffix),
             revision,
             error: rejection.to_string(),
         };
@@ -125,6 +143,12 @@ impl Rejections {
         }
         view.offenders.insert(of, offender);
     }
+}
+
+/// A key as status shows it.
+pub(super) fn shown(suffix: &[u8]) -> String {
+    let shown = &suffix[..suffix.len().min(KEY_SHOWN_BYTES)];
+    String::from_utf8_lossy(shown).into_owned()
 }
 
 impl View {

@@ -1,9 +1,10 @@
 //! Records that may not be in force for now, by what they wait for. Their bytes are with their
 //! member; here is who is asked again when something comes free.
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 
+use super::view::{Claimant, shown};
 use crate::{
     keyspace::Kind,
     types::{ClusterId, ClusterName, IpPrefix},
@@ -36,12 +37,31 @@ pub(super) struct Waiter {
 pub(super) struct Waiting {
     queue: BTreeMap<Ticket, Waiter>,
     next: u64,
+    /// Those who wait for another cluster, for the read side.
+    claimants: Arc<dashmap::DashMap<u64, Claimant>>,
 }
 
 impl Waiting {
+    /// Nobody waits; `claimants` is where those are told who wait for another cluster.
+    pub(super) fn new(claimants: Arc<dashmap::DashMap<u64, Claimant>>) -> Self {
+        Self {
+            claimants,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn add(&mut self, blocker: Blocker, waiter: Waiter) -> Ticket {
         self.next += 1;
         let ticket = (blocker, self.next);
+        if let Blocker::Prefix(prefix) = blocker {
+            let claimant = Claimant {
+                cluster: waiter.cluster.clone(),
+                kind: waiter.kind,
+                key: shown(&waiter.suffix),
+                prefix,
+            };
+            self.claimants.insert(self.next, claimant);
+        }
         self.queue.insert(ticket, waiter);
         ticket
     }
@@ -53,6 +73,7 @@ impl Waiting {
 
     pub(super) fn remove(&mut self, ticket: Ticket) {
         self.queue.remove(&ticket);
+        self.claimants.remove(&ticket.1);
     }
 
     /// All who wait for it, the first first.

@@ -120,6 +120,9 @@ impl Kvstore {
         };
         let lost = lost.map(|text| format!("{text}; what was known stays published"));
         let rejected = self.normalizer.rejected();
+        let counts = rejected.map(|(reason, (count, _))| (reason, *count));
+        let counts = counts.collect();
+        let rejected = self.normalizer.rejected();
         let rejected = rejected.map(|(reason, (count, last))| {
             format!("{count} records are not published: {reason}; the last one: {last}")
         });
@@ -127,6 +130,7 @@ impl Kvstore {
             synced: self.normalizer.is_synced(),
             files: 1,
             errors: lost.into_iter().chain(rejected).map(error).collect(),
+            rejected: counts,
         };
         self.status.send_if_modified(|old| {
             let changed = *old != status;

@@ -240,6 +240,7 @@ impl Manifests {
             synced: self.synced,
             files: self.inventory.len(),
             errors,
+            rejected: Vec::new(),
         };
         self.status.send_if_modified(|status| {
             for FileError {

@@ -51,10 +51,10 @@ const ALL: &[OfAll] = &[
     (
         gauge(
             "tombolo_clustermesh_global_services",
-            "Services that peers share.",
+            "Services that peers share; those of several peers under one name are one.",
             NODE,
         ),
-        |scrape| status::global_services(scrape.state, &scrape.peers),
+        |scrape| status::global_services(scrape.state),
     ),
     (
         gauge(

@@ -233,6 +233,7 @@ fn details(lines: &mut Vec<String>, cluster: &wire::RemoteCluster, status: &wire
             "stale, from the disk: {kinds}; in force until they are listed"
         ));
     }
+    claims(lines, cluster);
     let rejected = status.rejected.iter().filter(|r| r.cluster == cluster.name);
     lines.extend(rejected.map(|rejected| {
         let last = rejected.last.as_ref();
@@ -243,6 +244,26 @@ fn details(lines: &mut Vec<String>, cluster: &wire::RemoteCluster, status: &wire
             last.unwrap_or_default()
         )
     }));
+}
+
+/// Which of its records wait for which addresses.
+fn claims(lines: &mut Vec<String>, cluster: &wire::RemoteCluster) {
+    let claims = &cluster.claims_waiting;
+    lines.extend(claims.iter().map(|claim| {
+        let wire::ClaimWaiting {
+            kind,
+            key,
+            prefix,
+            holder_id,
+        } = claim;
+        format!("waits: {kind}/{key} for {prefix}, which the cluster with id {holder_id} has")
+    }));
+    let more = cluster
+        .num_claims_waiting
+        .saturating_sub(claims.len() as u64);
+    if more > 0 {
+        lines.push(format!("waits: {more} more"));
+    }
 }
 
 /// `OK`, or the first thing that keeps the agent from being ready.

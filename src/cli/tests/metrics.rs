@@ -124,6 +124,7 @@ fn promtool_has_nothing_to_say_about_the_metrics() {
         (vec![drops], vec![hits])
     })
     .unwrap();
+    admin::metrics::register_source(registry, || vec![("oversize", 2)]).unwrap();
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let at = |name: &str| agent.dir.path().join(name);
     std::fs::write(at("s.key"), own.signing_key.serialize_pem()).unwrap();

@@ -74,6 +74,14 @@ fn verbose_status_tells_file_freshness_certificates_and_rejections() {
         "{}",
         lines[2]
     );
+    let waits = |last: u8, id: u32| {
+        format!(
+            "   └  waits: ip/10.62.0.{last} for 10.62.0.{last}, which the cluster with id {id} has"
+        )
+    };
+    assert_eq!([lines[3], lines[12]], [waits(0, 101), waits(9, 102)]);
+    assert_eq!(lines[19], "   └  waits: 4 more");
+    let lines = &lines[17..];
     assert_eq!(
         lines[3],
         "   └  rejected keys: identity-range: 2 (last: identities/70000: identity 70000 is outside of the producer's range)"
@@ -103,6 +111,14 @@ fn json_has_the_fields_of_cilium_and_ours() {
     let [ready, waiting] = mesh["clusters"].as_array().unwrap().as_slice() else {
         panic!("two peers: {mesh}");
     };
+    let claims = (0..16).map(|last| {
+        serde_json::json!({
+            "kind": "ip",
+            "key": format!("10.62.0.{last}"),
+            "prefix": format!("10.62.0.{last}"),
+            "holder-id": if last == 9 { 102 } else { 101 },
+        })
+    });
     let expected = serde_json::json!({
         "name": "cluster2",
         "config-path": "/var/lib/clustermesh/cluster2.config",
@@ -146,6 +162,8 @@ fn json_has_the_fields_of_cilium_and_ours() {
             "endpoint-slices": true,
         },
         "restored": [],
+        "num-claims-waiting": 20,
+        "claims-waiting": claims.collect::<Vec<_>>(),
         "warnings": [],
         "certificates": [],
     });

@@ -44,12 +44,27 @@ fn first_owner_keeps_the_address_and_the_waiting_claimant_takes_over() {
     assert_eq!(bench.rejected_of("north", "address-of-other-peer"), 1);
     let offender = bench.offender("north", "address-of-other-peer");
     assert_eq!(offender.key, "10.9.0.1");
+    let waiting = |bench: &Bench| {
+        let claimants = bench.mesh.view().claimants;
+        let mut told: Vec<_> = claimants
+            .iter()
+            .map(|c| (c.cluster.to_string(), c.key.clone(), c.prefix.to_string()))
+            .collect();
+        told.sort();
+        told
+    };
+    let claim = |cluster: &str| {
+        let texts = [cluster, "10.9.0.1", "10.9.0.1"].map(str::to_owned);
+        <(String, String, String)>::from(texts)
+    };
+    assert_eq!(waiting(&bench), [claim("north")]);
     let cached = "cilium/cache/ip/v1/north/10.9.0.1";
     assert!(!bench.is_cached(cached), "it goes nowhere");
     assert_eq!(bench.count("north", Kind::Ips), 0);
     let deltas = bench.delete("west", Kind::Ips, "10.9.0.1");
     assert_eq!(deltas, [target("10.9.0.1", NORTH_1, 3)]);
     assert_eq!(bench.cached(cached).unwrap(), north);
+    assert_eq!(waiting(&bench), []);
     assert_eq!(bench.put("west", Kind::Ips, "10.9.0.1", &west), []);
     assert_eq!(bench.rejected_of("west", "address-of-other-peer"), 1);
     assert!(!bench.is_cached("cilium/cache/ip/v1/west/10.9.0.1"));

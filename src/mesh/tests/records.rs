@@ -170,6 +170,29 @@ fn r15_a_service_that_is_not_shared_any_more_is_none() {
 }
 
 #[test]
+fn services_that_several_peers_share_are_counted_once() {
+    let mut bench = Bench::new();
+    bench.connect("north", terms(3));
+    let of_north = service("a", true)
+        .replace("west", "north")
+        .replace("\"clusterID\":2", "\"clusterID\":3");
+    let count = |bench: &Bench| bench.mesh.view().services.len();
+    bench.put("west", Kind::Services, "shop/a", &service("a", true));
+    bench.put("west", Kind::Services, "shop/b", &service("b", true));
+    bench.put("north", Kind::Services, "shop/a", &of_north);
+    assert_eq!(
+        (bench.count("north", Kind::Services), count(&bench)),
+        (1, 2)
+    );
+    bench.delete("west", Kind::Services, "shop/a");
+    assert_eq!(count(&bench), 2);
+    bench.remove("north");
+    assert_eq!(count(&bench), 1);
+    bench.list("west", Kind::Services, &[]);
+    assert_eq!(count(&bench), 0);
+}
+
+#[test]
 fn r16_r17_r19_services_are_taken_whole_or_not_at_all() {
     let mut bench = Bench::new();
     bench.put("west", Kind::Services, "shop/a", &service("b", true));
