@@ -112,6 +112,10 @@ fn decompress(value: &[u8], message: &mut Vec<u8>) -> Result<(), Rejection> {
         .window_log_max(WINDOW_LOG_MAX)
         .map_err(undecodable)?;
     let limit = ENDPOINT_SLICE_BYTES_MAX as u64 + 1;
+    // What the header says may be wrong, but then nothing is written there.
+    let declared = zstd::zstd_safe::get_frame_content_size(value);
+    let declared = declared.unwrap_or_default().unwrap_or_default().min(limit);
+    message.reserve_exact(usize::try_from(declared).unwrap_or_default());
     decoder
         .take(limit)
         .read_to_end(message)

@@ -134,7 +134,8 @@ fn hostile(agent: &Agent, keys: usize) -> Helper {
 
 /// What the limits grant these peers after what they `sent`: unreadable keys, which are copied, with
 /// their places in all indexes and the changes of them that are kept; the notes of all keys for the
-/// next connection; values held back; what waits on the way, and the largest messages of two stages.
+/// next connection; values held back; what waits on the way, and the largest slice on each of two
+/// threads, whose allocators keep room for it.
 fn quota(sent: &str) -> usize {
     const KEY_BYTES: usize = 1_024;
     const NOTE_BYTES: usize = 128;
