@@ -21,25 +21,29 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::site::{Entry, Site};
+use self::{
+    book::{Book, cache_key, record_cache, record_deltas},
+    fault::{Bug, FAULTS, Fault, STATES, State},
+    site::Site,
+};
 use super::net::{Lots, Way, lock};
 use crate::{
     app::members,
-    etcd::{Client, Event},
     follower::{Sink, planted},
-    keyspace::{ClusterConfig, KeyEvent, Kind, Layout},
-    mesh::{Delta, Deltas, Mesh, Settings, View},
+    keyspace::{ClusterConfig, KeyEvent, Kind},
+    mesh::{Deltas, Mesh, Settings, View},
     peer::{
         ConfigFile, Dial, Layer, MemberEvent, Options, Random, Timing,
         actor::{self, Desired},
         link::Context,
         shared::Shared,
     },
-    serve,
     store::{self, Store},
-    types::{ClusterId, ClusterName, IpPrefix, MaxClusters},
+    types::{ClusterId, ClusterName, MaxClusters},
 };
 
+mod book;
+mod fault;
 mod site;
 
 /// Seeds of every run; each plays for some minutes of virtual time.
@@ -47,80 +51,6 @@ const SEEDS: u64 = 30;
 const STEPS: usize = 60;
 const SITES: usize = 4;
 const READERS: usize = 2;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fault {
-    Cut,
-    Refuse,
-    Freeze,
-    Slow,
-    Compact,
-    Wipe,
-    WipeSameId,
-    Swap,
-    ExpireLease,
-    LoseConfig,
-    SpoilConfig,
-    Renumber,
-    RemoveFile,
-    ChangeFile,
-}
-
-const FAULTS: [Fault; 14] = [
-    Fault::Cut,
-    Fault::Refuse,
-    Fault::Freeze,
-    Fault::Slow,
-    Fault::Compact,
-    Fault::Wipe,
-    Fault::WipeSameId,
-    Fault::Swap,
-    Fault::ExpireLease,
-    Fault::LoseConfig,
-    Fault::SpoilConfig,
-    Fault::Renumber,
-    Fault::RemoveFile,
-    Fault::ChangeFile,
-];
-
-/// What a session is doing, as its status tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum State {
-    Removed,
-    Down,
-    /// Connected without an accepted configuration.
-    Unaccepted,
-    Listing,
-    Synced,
-}
-
-const STATES: [State; 5] = [
-    State::Removed,
-    State::Down,
-    State::Unaccepted,
-    State::Listing,
-    State::Synced,
-];
-
-/// A bug that the simulation must find.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Bug {
-    SweepBeforeListDone,
-    ResumeAcrossClusterIds,
-    LostDelete,
-}
-
-/// What was seen to leave the meshes, and what may.
-#[derive(Default)]
-struct Book {
-    /// By reader and cache key.
-    withdrawals: HashMap<(usize, String), u64>,
-    /// Grounds to withdraw all of a site at a reader: its file was removed, or its id changed.
-    resets: HashMap<(usize, ClusterName), u64>,
-    /// Copies of the sites' counts.
-    deaths: HashMap<String, u64>,
-    violations: Vec<String>,
-}
 
 struct Session {
     reader: usize,
@@ -492,36 +422,10 @@ impl World {
     }
 }
 
-impl Fault {
-    /// True if all readers of a site meet it, not only the one whose way is struck.
-    const fn is_sites(self) -> bool {
-        !matches!(
-            self,
-            Self::Cut
-                | Self::Refuse
-                | Self::Freeze
-                | Self::Slow
-                | Self::RemoveFile
-                | Self::ChangeFile
-        )
-    }
-
-    const fn replaces_store(self) -> bool {
-        matches!(
-            self,
-            Self::Wipe | Self::WipeSameId | Self::Swap | Self::Renumber
-        )
-    }
-}
-
 fn running(version: u64) -> Desired {
     let text = format!("# {version}\nendpoints: [http://site:1, http://site:2]\n");
     let file = ConfigFile::parse(&text, Path::new("/none")).unwrap();
     Desired::Running(Arc::new(("/none/site".into(), file)))
-}
-
-fn cache_key(name: &ClusterName, entry: &Entry) -> String {
-    format!("{}{}", Layout::Cache.prefix(entry.0, name), entry.1)
 }
 
 /// The entries of a cache.
@@ -567,71 +471,6 @@ async fn own(sender: mpsc::Sender<MemberEvent>, cluster: ClusterName, id: Cluste
     sender.send(keys).await.unwrap();
     // The member stays.
     sender.closed().await;
-}
-
-/// Every change of a reader's cache, judged when it happens.
-async fn record_cache(reader: usize, cache: Store, book: Arc<Mutex<Book>>) {
-    let channel = serve::in_process(cache, CancellationToken::new());
-    let client = Client::in_process(channel).await.unwrap();
-    let mut watch = client.watch("cilium/cache/", 1).await.unwrap();
-    while let Ok(Some(events)) = watch.recv().await {
-        let mut book = lock(&book);
-        for event in events {
-            match event {
-                Event::Put(entry) => {
-                    let key = String::from_utf8_lossy(&entry.key).into_owned();
-                    if ["/172.", "/6488064"].iter().any(|part| key.contains(part)) {
-                        book.violations.push(format!("reader{reader} caches {key}"));
-                    }
-                }
-                Event::Delete { key } => {
-                    let key = String::from_utf8_lossy(&key).into_owned();
-                    book.withdrawn(reader, key);
-                }
-            }
-        }
-    }
-}
-
-impl Book {
-    fn withdrawn(&mut self, reader: usize, key: String) {
-        let site = key.split('/').nth(4).map(name);
-        let resets = site.and_then(|site| self.resets.get(&(reader, site)).copied());
-        let may = resets.unwrap_or(0) + self.deaths.get(&key).copied().unwrap_or(0);
-        let withdrawals = self.withdrawals.entry((reader, key.clone())).or_default();
-        *withdrawals += 1;
-        if *withdrawals > may {
-            let count = *withdrawals;
-            self.violations.push(format!(
-                "reader{reader} withdrew {key} for the {count}th time, though it ended {may} times"
-            ));
-        }
-    }
-}
-
-/// No forbidden address or identity leaves the mesh.
-async fn record_deltas(reader: usize, deltas: Deltas, book: Arc<Mutex<Book>>) {
-    let forbidden: IpPrefix = "172.16.0.0/15".parse().unwrap();
-    loop {
-        for delta in deltas.pop_batch(1_000).await.items {
-            let seen = match &delta {
-                Delta::Ip {
-                    prefix,
-                    target: Some(_),
-                } => forbidden.contains(prefix.addr()),
-                Delta::Identity {
-                    id,
-                    labels: Some(_),
-                } => id.0 == 99 << 16,
-                _ => false,
-            };
-            if seen {
-                lock(&book)
-                    .violations
-                    .push(format!("reader{reader} emits {delta:?}"));
-            }
-        }
-    }
 }
 
 /// Stands between a session and the mesh, and does what a bug in the follower would.
