@@ -6,133 +6,24 @@
 //! to live.
 //! Invariant: whoever waits for a configuration or an id stays connected, so that a change is seen
 //! at once; only a connection that gets nowhere for long is built anew.
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use self::backoff::{Backoff, shuffle};
-use super::{Layer, MemberEvent, PeerStatus, RemoteConfig, Timing};
+pub(super) use self::messages::{Effect, Failure, File, Input, Log, Retry, Rules, Seen};
+use super::{Layer, MemberEvent, RemoteConfig};
 use crate::{
     follower::Subject,
     keyspace::{ClusterConfig, Kind, Layout},
-    types::{ClusterId, ClusterName, IpPrefix, MaxClusters},
+    types::{ClusterId, ClusterName},
 };
 
 mod backoff;
+mod messages;
+mod status;
 #[cfg(test)]
 mod tests;
-
-/// What holds as long as the process.
-#[derive(Debug, Clone)]
-pub(super) struct Rules {
-    pub(super) name: ClusterName,
-    pub(super) own_id: ClusterId,
-    pub(super) max: MaxClusters,
-    pub(super) cache_ttl: Option<Duration>,
-    pub(super) timing: Timing,
-}
-
-/// What matters here of a peer file.
-#[derive(Debug, Clone)]
-pub(super) struct File {
-    /// How many endpoints there are to try, at least one.
-    pub(super) endpoints: usize,
-    /// The node that imports for this one: those endpoints are its cache's.
-    pub(super) relay: Option<String>,
-    pub(super) cluster_id: Option<ClusterId>,
-    pub(super) allowed_cidrs: Arc<[IpPrefix]>,
-    pub(super) warnings: Vec<String>,
-}
-
-/// What a connection has seen so far; only the newest of each counts.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
-    /// The last heartbeat since the connection was opened.
-    pub(super) beat: Option<Instant>,
-    /// The cluster-config: not read yet, read and not there, or its bytes.
-    pub(super) config: Option<Option<Bytes>>,
-    /// Kinds whose canary is there.
-    pub(super) open: Vec<Kind>,
-    /// Kinds that are complete.
-    pub(super) complete: Vec<Kind>,
-}
-
-/// Why an attempt or a connection failed.
-#[derive(Debug, Clone)]
-pub(super) struct Failure {
-    pub(super) layer: Layer,
-    pub(super) text: String,
-    pub(super) retry: Retry,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Retry {
-    /// With growing delays.
-    Soon,
-    /// Somebody must act first, so with the longest delay.
-    Seldom,
-    /// A file is not there yet: that is no failure.
-    Files,
-}
-
-/// What happened.
-#[derive(Debug)]
-pub(super) enum Input {
-    /// The file is new or has new content.
-    File(File),
-    /// The file is gone.
-    Removed,
-    /// The deadline passed.
-    Timer,
-    /// The endpoint is connected and its heartbeat was listed.
-    Opened,
-    /// The attempt or the connection ended.
-    Failed(Failure),
-    Seen(Seen),
-    /// The answer to [`Effect::Reserve`]; the holder if it is another.
-    Reserved(Result<(), ClusterName>),
-    /// Some peer released an id.
-    IdFreed,
-}
-
-/// What is to be done, in order.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Effect {
-    /// Drop the attempt or the connection.
-    HangUp,
-    /// Dial this endpoint, list its heartbeat.
-    Dial(usize),
-    /// Reserve an id, and come back with the answer.
-    Reserve(ClusterId),
-    Tell(MemberEvent),
-    /// Follow this, in place of what is followed now.
-    Follow(Subject),
-    /// Follow nothing, but stay connected.
-    Pause,
-    /// The mesh does not hold these kinds any more, or wants to hear all of them again.
-    Forget(&'static [Kind]),
-    /// Forget the peer: status, id, trust.
-    Release,
-    Log(Log),
-}
-
-/// What the log is told; each once until it changes.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Log {
-    WaitingForFiles(String),
-    /// An endpoint failed and the next one is tried.
-    NextEndpoint(String),
-    /// All endpoints failed, or the connection did; counted. `lost` if it was of use before.
-    Failed {
-        text: String,
-        lost: bool,
-        fresh: bool,
-    },
-    /// Connected, but without an acceptable configuration.
-    Refused(String),
-    Accepted(ClusterId),
-}
 
 /// Kinds that the cache's time to live concerns.
 const SERVICES: &[Kind] = &[Kind::Services, Kind::ServiceExports, Kind::EndpointSlices];
@@ -551,58 +442,6 @@ impl Machine {
         }
     }
 
-    /// Writes what is known into the peer's status.
-    pub(super) fn describe(&self, status: &mut PeerStatus) {
-        status.connected = self.is_connected();
-        status.config = self.remote;
-        status.synced = self.seen.complete.iter().copied().collect();
-        let waiting = match &self.phase {
-            Phase::Following(config) => self.waiting(config),
-            _ => None,
-        };
-        status.ready = matches!(self.phase, Phase::Following(_)) && waiting.is_none();
-        let connection = || {
-            let id = status.etcd_cluster_id.unwrap_or_default();
-            let state = format!(
-                "1/1 connected, leases=0, lock leases=0, has-quorum=true: endpoint status checks \
-                 are disabled, ID: {id:x}"
-            );
-            match self.relay() {
-                Some(node) => format!("cache of {node}: {state}"),
-                None => format!("etcd: {state}"),
-            }
-        };
-        (status.layer, status.status) = match (&self.trouble, waiting) {
-            (Some((layer, text)), _) => (Some(*layer), text.clone()),
-            (None, Some((layer, text))) => (layer, format!("{}; {text}", connection())),
-            (None, None) if status.ready => (None, connection()),
-            (None, None) => (None, INITIAL.to_owned()),
-        };
-        status.warnings = self.warnings();
-    }
-
-    /// What keeps a followed peer from being synced.
-    fn waiting(&self, config: &ClusterConfig) -> Option<(Option<Layer>, String)> {
-        let Subject {
-            kinds, canaries, ..
-        } = self.subject(config);
-        let list = |missing: Vec<&Kind>| {
-            let words = missing.into_iter().map(|kind| kind.segment());
-            words.collect::<Vec<_>>().join(", ")
-        };
-        let closed = kinds
-            .iter()
-            .filter(|k| canaries && !self.seen.open.contains(k));
-        let closed: Vec<_> = closed.collect();
-        if !closed.is_empty() {
-            let text = format!("waiting for the canaries of {}", list(closed));
-            return Some((Some(Layer::Canaries), text));
-        }
-        let unread = kinds.iter().filter(|k| !self.seen.complete.contains(k));
-        let unread: Vec<_> = unread.collect();
-        (!unread.is_empty()).then(|| (None, format!("listing {}", list(unread))))
-    }
-
     /// The node whose cache is read.
     fn relay(&self) -> Option<&str> {
         self.file.as_ref()?.relay.as_deref()
@@ -630,21 +469,6 @@ impl Machine {
             },
             None => subject,
         }
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        let mut warnings = self
-            .file
-            .as_ref()
-            .map_or_else(Vec::new, |f| f.warnings.clone());
-        if let Phase::Following(config) = &self.phase
-            && !has_services(config)
-        {
-            let text = "the peer exports endpoint slices only: it has no services for readers of \
-                        services/v1; set its clustermesh-service-v2 to prefer-legacy to see them";
-            warnings.push(text.to_owned());
-        }
-        warnings
     }
 }
 
@@ -682,7 +506,6 @@ fn refusal(why: &dyn std::fmt::Display) -> String {
 /// The mode of producers that do not write services any more.
 const SLICES_ONLY: &str = "endpointslices-only";
 
-const INITIAL: &str = "Waiting for initial connection to be established";
 const GONE: &str = "find the peer's cluster-config: it is gone; what is known of the peer stays as it \
                     was until it is back";
 

@@ -1,6 +1,10 @@
-use std::cell::RefCell;
+use std::{cell::RefCell, time::Duration};
 
 use super::*;
+use crate::{
+    peer::{PeerStatus, Timing},
+    types::MaxClusters,
+};
 
 const MAX: MaxClusters = MaxClusters::C255;
 
