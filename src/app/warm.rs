@@ -5,7 +5,7 @@
 //! saved of them is on its way into the mesh. A file that cannot be read is as none, and that is
 //! logged. What is restored passes the same checks as what comes from a peer.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs, io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use crate::{
     keyspace::{KeyEvent, Kind},
     limits,
     mesh::{Fingerprint, Image, Terms, View, fingerprint},
-    peer::{self, MemberEvent},
+    peer::{self, ConfigFile, MemberEvent},
     store::Store,
     types::{ClusterName, MaxClusters},
 };
@@ -69,7 +69,7 @@ impl Warm {
         registry: peer::Registry,
         cancel: CancellationToken,
     ) {
-        let load = self.restored.load(self.place.clone(), join, &self.view);
+        let load = (self.restored).load(self.place.clone(), join, &self.view, &registry);
         if cancel.run_until_cancelled(load).await.is_none() {
             // Half of it is in the mesh: what is on disk is better.
             return;
@@ -96,9 +96,16 @@ impl Restored {
     }
 
     /// Tells the mesh what was saved.
-    async fn load(&self, place: Place, join: &Members, view: &View) {
-        let images = tokio::task::spawn_blocking(move || place.read_all()).await;
-        for image in images.unwrap_or_default() {
+    async fn load(&self, place: Place, join: &Members, view: &View, registry: &peer::Registry) {
+        let files = registry.clone();
+        let read = move || (place.read_all(), files.files());
+        let read = tokio::task::spawn_blocking(read).await;
+        let (images, files) = read.unwrap_or_default();
+        for mut image in images {
+            if let Err(error) = admit(&mut image, &files, registry) {
+                tracing::error!(clusterName = %image.name, error, "Saved cluster is not restored");
+                continue;
+            }
             let sender = join.join(image.name.clone());
             self.lock().insert(image.name.clone(), sender.clone());
             tell(image, &sender, view).await;
@@ -128,10 +135,31 @@ impl Restored {
             .collect();
         for (name, sender) in gone {
             tracing::info!(clusterName = %name, "Remote cluster is not configured any more");
+            let removed = MemberEvent::Removed { name: name.clone() };
             // Without the mesh there is nothing to withdraw.
-            sender.send(MemberEvent::Removed { name }).await.ok();
+            sender.send(removed).await.ok();
+            registry.release(&name);
         }
     }
+}
+
+/// Only what the peer's file allows now is restored, and only under an id that is free.
+fn admit(
+    image: &mut Image,
+    files: &BTreeMap<ClusterName, ConfigFile>,
+    registry: &peer::Registry,
+) -> Result<(), String> {
+    let id = image.terms.id;
+    if let Some(file) = files.get(&image.name) {
+        if let Some(pin) = file.cluster_id.filter(|pin| *pin != id) {
+            return Err(format!(
+                "it had id {id}, and its file pins cluster-id {pin}"
+            ));
+        }
+        image.terms.allowed_cidrs = Arc::clone(&file.allowed_cidrs);
+    }
+    let reserved = registry.reserve(&image.name, id);
+    reserved.map_err(|holder| format!("it had id {id}, which cluster {holder} has now"))
 }
 
 async fn tell(image: Image, sender: &mpsc::Sender<MemberEvent>, view: &View) {

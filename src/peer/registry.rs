@@ -17,10 +17,15 @@ use super::{
     actor::{self, Desired},
     config_file::ConfigFile,
     directory::{self, Change, PeerFile, Tracker},
+    inspect,
     link::Context,
     shared::Shared,
 };
-use crate::{follower::Sink, limits, types::ClusterName};
+use crate::{
+    follower::Sink,
+    limits,
+    types::{ClusterId, ClusterName},
+};
 
 type Members = dyn Fn(&ClusterName) -> mpsc::Sender<MemberEvent> + Send + Sync;
 
@@ -65,6 +70,34 @@ impl Registry {
     #[must_use]
     pub fn scanned(&self) -> bool {
         self.shared.scanned.load(Ordering::Acquire)
+    }
+
+    /// The files that are good now, by peer.
+    #[must_use]
+    pub fn files(&self) -> BTreeMap<ClusterName, ConfigFile> {
+        let Options {
+            directory, cluster, ..
+        } = &*self.options;
+        let found = inspect::configured(directory, Some(cluster)).unwrap_or_default();
+        let good = |(name, peer): (_, inspect::Configured)| Some((name, peer.file.ok()?));
+        found.into_iter().filter_map(good).collect()
+    }
+
+    /// Reserves the id that a peer had in an earlier run, as if it were connected.
+    ///
+    /// # Errors
+    /// Who has it: another peer, or the own cluster.
+    pub fn reserve(&self, name: &ClusterName, id: ClusterId) -> Result<(), ClusterName> {
+        if id == self.options.id {
+            return Err(self.options.cluster.clone());
+        }
+        self.shared.reserve(name, id)
+    }
+
+    /// Releases the id of a peer that has no file and no session; to be called once all that was
+    /// known of it is withdrawn.
+    pub fn release(&self, name: &ClusterName) {
+        self.shared.release(name);
     }
 
     /// Follows the directory until cancelled. A directory that cannot be listed changes nothing.

@@ -71,6 +71,11 @@ impl Shared {
     /// Forgets a peer: status and id.
     pub(super) fn remove(&self, name: &ClusterName) {
         lock(&self.peers).remove(name);
+        self.release(name);
+    }
+
+    /// Frees a peer's id.
+    pub(super) fn release(&self, name: &ClusterName) {
         lock(&self.ids).retain(|_, holder| holder != name);
         self.freed.send_replace(());
     }

@@ -9,6 +9,8 @@ use crate::{
     types::{ClusterId, IdentityId},
 };
 
+mod admission;
+
 fn name(text: &str) -> ClusterName {
     text.parse().unwrap()
 }
@@ -104,7 +106,8 @@ impl Process {
         let (mesh, token) = (self.mesh, cancel.clone());
         tokio::spawn(members::run(mesh, joining, token));
         let restored = Restored::default();
-        restored.load(self.place, &join, &view).await;
+        let registry = admission::registry(&self.place.directory);
+        restored.load(self.place, &join, &view, &registry).await;
         let session = restored.take(&name("west")).expect("west was saved");
         (view, deltas, session, cancel)
     }
