@@ -1,10 +1,10 @@
 //! One peer's life: asks the state machine what to do, and does it.
-use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::UNIX_EPOCH};
+use std::{collections::VecDeque, convert::Infallible, path::PathBuf, sync::Arc, time::UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use tokio::{
     sync::{Mutex, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -28,8 +28,27 @@ pub(super) enum Desired {
 }
 
 /// Runs until the registry drops its end or the mesh is gone.
-pub(super) async fn run(context: Context, mut desired: watch::Receiver<Desired>) {
-    let mut actor = Actor::new(Arc::new(context));
+pub(super) async fn run(context: Context, desired: watch::Receiver<Desired>) {
+    let context = Arc::new(context);
+    tokio::select! {
+        () = session(Arc::clone(&context), desired.clone()) => {}
+        never = keep_trust(&context, &desired) => match never {},
+    }
+}
+
+/// Lets the CA in the peer's file vouch for the peer as our client, also after its files changed, and
+/// whether or not the peer is in reach: it may need that to reach us, before it lets us reach it.
+async fn keep_trust(context: &Context, desired: &watch::Receiver<Desired>) -> Infallible {
+    loop {
+        if let Desired::Running(file) = &*desired.borrow() {
+            context.trust(&file.1);
+        }
+        sleep(context.options.timing.trust_check).await;
+    }
+}
+
+async fn session(context: Arc<Context>, mut desired: watch::Receiver<Desired>) {
+    let mut actor = Actor::new(context);
     // At the end of the process nobody decides any more, and nobody dials.
     if actor
         .route
@@ -99,6 +118,8 @@ impl Actor {
             Route::Direct | Route::Undecided => (file.1.connect.endpoints.len(), None),
         };
         let parsed = &file.1;
+        // It may be new, or have been removed a moment ago.
+        self.context.trust(parsed);
         let mut warnings = Vec::new();
         if !parsed.unknown.is_empty() {
             warnings.push(format!(
@@ -172,8 +193,7 @@ impl Actor {
         let Some(file) = &self.file else {
             return Input::Removed;
         };
-        let parsed = Arc::new(file.1.clone());
-        let link = Link::new(Arc::clone(&self.context), parsed, opened);
+        let link = Link::new(Arc::clone(&self.context), &file.1, opened);
         let id = link.client().cluster_id();
         tracing::info!(
             clusterName = %self.context.name,

@@ -167,13 +167,13 @@ pub(super) struct Link {
     tls: bool,
     sender: Arc<watch::Sender<Seen>>,
     seen: watch::Receiver<Seen>,
-    /// Heartbeat, cluster-config, probes and trust; ends with what broke.
+    /// Heartbeat, cluster-config and probes; ends with what broke.
     work: BoxFuture<'static, Error>,
     follow: Option<BoxFuture<'static, Error>>,
 }
 
 impl Link {
-    pub(super) fn new(context: Arc<Context>, file: Arc<ConfigFile>, opened: Opened) -> Self {
+    pub(super) fn new(context: Arc<Context>, file: &ConfigFile, opened: Opened) -> Self {
         let Opened { client, after } = opened;
         let tls = file
             .connect
@@ -182,13 +182,8 @@ impl Link {
             .any(|e| file.connect.uses_tls(e));
         let (sender, seen) = watch::channel(Seen::default());
         let sender = Arc::new(sender);
-        let work = Box::pin(work(
-            context,
-            file,
-            client.clone(),
-            after,
-            Arc::clone(&sender),
-        ));
+        let work = work(context, client.clone(), after, Arc::clone(&sender));
+        let work = Box::pin(work);
         Self {
             client,
             tls,
@@ -255,7 +250,6 @@ impl Link {
 
 async fn work(
     context: Arc<Context>,
-    file: Arc<ConfigFile>,
     client: Client,
     after: i64,
     seen: Arc<watch::Sender<Seen>>,
@@ -265,7 +259,6 @@ async fn work(
         result = heartbeat(&client, after, &seen) => result,
         result = cluster_config(&client, &context.name, &seen) => result,
         result = probe(&client, &context.options) => result,
-        never = keep_trust(&context, &file) => match never {},
     };
     let Err(error) = result;
     error
@@ -352,16 +345,9 @@ async fn probe(client: &Client, options: &Options) -> Result<Infallible, Error> 
     }
 }
 
-/// Lets the peer's CA vouch for the peer as our client, also after its files changed.
-async fn keep_trust(context: &Context, file: &ConfigFile) -> Infallible {
-    loop {
-        context.trust(file);
-        sleep(context.options.timing.trust_check).await;
-    }
-}
-
 impl Context {
-    fn trust(&self, file: &ConfigFile) {
+    /// Reads the CA and the certificate that the file names.
+    pub(super) fn trust(&self, file: &ConfigFile) {
         if let Some(trust) = &self.options.trust {
             let cert = file.connect.tls.identity.as_ref().map(|(cert, _)| cert);
             let ca = file.ca_file();

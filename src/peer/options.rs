@@ -61,7 +61,7 @@ pub struct Timing {
     pub probe: Duration,
     /// Silence after which the connection counts as hanging; longer than `probe`.
     pub hang: Duration,
-    /// Between looks at a connected peer's CA and certificate files.
+    /// Between looks at a peer's CA and certificate files.
     pub trust_check: Duration,
 }
 

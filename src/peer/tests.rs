@@ -1,3 +1,4 @@
 mod net;
 mod session;
 mod sim;
+mod trust;
