@@ -201,6 +201,7 @@ fn refused(refusal: inspect::Refusal) -> Finding {
         ),
         Refusal::Conflict => ("name", "leave only one of the files"),
         Refusal::Parse(error) => match error {
+            ConfigFileError::Utf8(_) => ("file", "write it anew as UTF-8 text"),
             ConfigFileError::Yaml(_) => ("file", "write YAML, as `tombolo certs issue` does"),
             ConfigFileError::Type { key, .. } => (*key, "correct the value"),
             ConfigFileError::NoEndpoint | ConfigFileError::Endpoint(_) => {

@@ -30,6 +30,9 @@ pub struct ConfigFile {
 /// Why a peer file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigFileError {
+    /// Not text.
+    #[error("read as UTF-8: byte {0} is none; write the file anew")]
+    Utf8(usize),
     /// Not YAML, or no mapping at the top.
     #[error("parse as YAML: {0}")]
     Yaml(String),
@@ -79,6 +82,16 @@ const IGNORED: [&str; 10] = [
 ];
 
 impl ConfigFile {
+    /// Parses a file's content, as [`Self::parse`].
+    ///
+    /// # Errors
+    /// [`ConfigFileError::Utf8`], and those of `parse`.
+    pub fn from_bytes(bytes: &[u8], dir: &Path) -> Result<Self, ConfigFileError> {
+        let text = str::from_utf8(bytes);
+        let text = text.map_err(|error| ConfigFileError::Utf8(error.valid_up_to()))?;
+        Self::parse(text, dir)
+    }
+
     /// Parses a file's text; relative paths in it are relative to `dir`.
     ///
     /// # Errors

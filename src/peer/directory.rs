@@ -38,7 +38,7 @@ pub(super) enum Blank {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PeerFile {
     pub(super) path: PathBuf,
-    pub(super) text: String,
+    pub(super) bytes: Vec<u8>,
     pub(super) hash: [u8; 32],
 }
 
@@ -78,13 +78,11 @@ pub(super) fn scan_all(dir: &Path) -> std::io::Result<Scan> {
         };
         match (read(&path), peer) {
             (Ok(None), _) | (Err(_), Err(_)) => {}
-            (Ok(Some(text)), peer) if text.contains("endpoints:") => match peer {
+            (Ok(Some(bytes)), peer) if names_endpoints(&bytes) => match peer {
                 Ok(peer) => {
-                    let hash = Sha256::digest(&text).into();
-                    scan.files
-                        .entry(peer)
-                        .or_default()
-                        .push(PeerFile { path, text, hash });
+                    let hash = Sha256::digest(&bytes).into();
+                    let file = PeerFile { path, bytes, hash };
+                    scan.files.entry(peer).or_default().push(file);
                 }
                 Err(_) => {
                     scan.misnamed.insert(path);
@@ -125,9 +123,15 @@ pub(super) fn paths_of(dir: &Path, peer: &ClusterName) -> Vec<PathBuf> {
     paths.filter(|path| path.exists()).collect()
 }
 
-/// The text of a file; `None` if it is no file, is gone, or cannot be a peer file.
-pub(super) fn read(path: &Path) -> std::io::Result<Option<String>> {
-    let open = || -> std::io::Result<Option<String>> {
+/// What makes a file a peer's, whatever else is in it: also one that is no text is not "removed".
+pub(super) fn names_endpoints(bytes: &[u8]) -> bool {
+    let key = b"endpoints:";
+    bytes.windows(key.len()).any(|window| window == key)
+}
+
+/// The content of a file; `None` if it is no file, or is gone.
+pub(super) fn read(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    let open = || -> std::io::Result<Option<Vec<u8>>> {
         if !std::fs::metadata(path)?.is_file() {
             return Ok(None);
         }
@@ -135,7 +139,7 @@ pub(super) fn read(path: &Path) -> std::io::Result<Option<String>> {
         let file = std::fs::File::open(path)?;
         file.take(limits::PEER_FILE_BYTES_MAX)
             .read_to_end(&mut bytes)?;
-        Ok(String::from_utf8(bytes).ok())
+        Ok(Some(bytes))
     };
     match open() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -336,6 +340,33 @@ mod tests {
         std::os::unix::fs::symlink("..data/east", dir.path().join("east")).unwrap();
         let (changes, _) = tracker.update(scan(dir.path(), &own).unwrap(), now);
         assert_eq!(kinds(&changes), ["-east"]);
+    }
+
+    #[test]
+    fn file_with_a_byte_that_is_no_text_is_a_bad_file_and_no_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("east");
+        let own = "own".parse().unwrap();
+        let mut tracker = Tracker::default();
+        let mut now = Instant::now();
+        let mut step = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            now += BLANK_PATIENCE;
+            let changes = tracker.update(scan(dir.path(), &own).unwrap(), now).0;
+            let refused = changes.iter().any(|change| match change {
+                Change::Upsert(_, file) => {
+                    super::super::ConfigFile::from_bytes(&file.bytes, dir.path()).is_err()
+                }
+                _ => false,
+            });
+            (kinds(&changes), refused)
+        };
+        assert_eq!(step(TEXT.as_bytes()), (vec!["+east".to_owned()], false));
+        let bad = [TEXT.as_bytes(), b"\n# caf\xe9\n"].concat();
+        assert_eq!(step(&bad), (vec!["+east".to_owned()], true));
+        // What is no peer file at all gets the patience of an emptied one.
+        assert_eq!(step(b"\xff\xfe"), (Vec::new(), false));
+        assert_eq!(step(b"\xff\xfe"), (vec!["-east".to_owned()], false));
     }
 
     #[test]

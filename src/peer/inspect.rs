@@ -58,7 +58,7 @@ pub fn configured(
     }
     for (name, files) in scan.files {
         let file = match files.as_slice() {
-            [file] => ConfigFile::parse(&file.text, dir).map_err(Refusal::Parse),
+            [file] => ConfigFile::from_bytes(&file.bytes, dir).map_err(Refusal::Parse),
             _ => Err(Refusal::Conflict),
         };
         let paths = files.into_iter().map(|file| file.path).collect();
@@ -84,21 +84,18 @@ pub fn peer_of(path: &Path) -> Result<ClusterName, ClusterNameError> {
 /// # Errors
 /// Why it is refused.
 pub fn load(path: &Path) -> Result<ConfigFile, Refusal> {
-    let text = match directory::read(path) {
-        Ok(Some(text)) if text.contains("endpoints:") => text,
+    let bytes = match directory::read(path) {
+        Ok(Some(bytes)) if directory::names_endpoints(&bytes) => bytes,
         Ok(Some(_)) => return Err(Refusal::NoEndpoints),
         Ok(None) if path.exists() => {
-            let error = "it is no file, or not UTF-8";
-            return Err(Refusal::Read(io::Error::new(
-                io::ErrorKind::InvalidData,
-                error,
-            )));
+            let error = io::Error::new(io::ErrorKind::InvalidData, "it is no file");
+            return Err(Refusal::Read(error));
         }
         Ok(None) => return Err(Refusal::Read(io::ErrorKind::NotFound.into())),
         Err(error) => return Err(Refusal::Read(error)),
     };
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    Ok(ConfigFile::parse(&text, dir)?)
+    Ok(ConfigFile::from_bytes(&bytes, dir)?)
 }
 
 /// What a session with a peer of this configuration follows: in which tree, which kinds, and whether

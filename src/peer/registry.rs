@@ -212,7 +212,7 @@ impl Run {
     fn upsert(&mut self, name: ClusterName, file: &PeerFile) {
         let directory = &self.registry.options.directory;
         let config = file.path.display();
-        match ConfigFile::parse(&file.text, directory) {
+        match ConfigFile::from_bytes(&file.bytes, directory) {
             Ok(parsed) => {
                 tracing::info!(clusterName = %name, config = %config, "New remote cluster configuration");
                 if !parsed.unknown.is_empty() {
