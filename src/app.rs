@@ -92,6 +92,9 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     );
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("create --state-dir {}", config.state_dir.display()))?;
+    let peers = &config.clustermesh_config;
+    std::fs::create_dir_all(peers)
+        .with_context(|| format!("create --clustermesh-config {}", peers.display()))?;
     let readiness = Readiness::new();
     let server_tls = load_tls(&config)
         .context("load the server's certificates; make them with `tombolo certs init`")?;

@@ -43,6 +43,12 @@ pub(super) async fn ready(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while cancel.run_until_cancelled(tick.tick()).await.is_some() {
         if !registry.scanned() {
+            if waiting.gives_up(Instant::now()) {
+                tracing::warn!(
+                    "The cache calls itself ready, but who the peers are is not known yet"
+                );
+                return drop(token);
+            }
             continue;
         }
         let statuses = registry.statuses();
@@ -105,6 +111,11 @@ impl Waiting {
         }
     }
 
+    /// While nobody is known: whether that is waited for no longer, as for a peer that never answers.
+    fn gives_up(&self, now: Instant) -> bool {
+        now >= self.since + self.per_cluster
+    }
+
     /// Once nobody is waited for: those that are not in the cache.
     fn look(
         &mut self,
@@ -158,6 +169,47 @@ mod tests {
             mirrored: *mirrored,
         };
         list.iter().map(peer).collect::<Vec<_>>().into_iter()
+    }
+
+    /// Goal: a directory that can't be listed holds back the cache's readers no longer than a peer
+    /// that never answers. Nobody follows the directory here, which looks the same.
+    #[tokio::test(start_paused = true)]
+    async fn unknown_peers_are_waited_for_as_long_as_a_dead_one() {
+        let options = peer::Options {
+            directory: "/none".into(),
+            cluster: name("own"),
+            id: crate::types::ClusterId::new(1, Default::default()).unwrap(),
+            max_clusters: Default::default(),
+            cache_ttl: None,
+            trust: None,
+            clock: crate::telemetry::wall_clock,
+            timing: peer::Timing::default(),
+            dial: peer::Dial::default(),
+            random: peer::Random::default(),
+            route: tokio::sync::watch::channel(peer::Route::Direct).1,
+        };
+        let registry = peer::Registry::new(options, |_| tokio::sync::mpsc::channel(1).0);
+        let store = Store::new(crate::store::Options {
+            cluster_id: 7,
+            history_max: 9,
+        });
+        let readiness = crate::lifecycle::Readiness::new();
+        let (token, start) = (readiness.pending("peers"), Instant::now());
+        ready(
+            registry,
+            store,
+            waiting(start),
+            token,
+            CancellationToken::new(),
+        )
+        .await;
+        assert!(readiness.waiting().is_empty());
+        let took = start.elapsed();
+        let longest = limits::PER_CLUSTER_READY_TIMEOUT + limits::CACHE_READY_CHECK;
+        assert!(
+            took >= limits::PER_CLUSTER_READY_TIMEOUT && took <= longest,
+            "{took:?}"
+        );
     }
 
     #[test]
