@@ -124,6 +124,11 @@ pub const TLS_RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 pub const TLS_READS_MAX: usize = 3;
 /// Longest TCP connect to an etcd endpoint before the next one is tried.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one address of a host is tried alone before the next is tried beside it, as RFC 8305
+/// recommends.
+pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
+/// Most addresses of a host that are tried: the last one begins after four seconds.
+pub const DIAL_ADDRESSES_MAX: usize = 16;
 /// Longest unary call; etcd's own request timeout is 7 s plus elections.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// HTTP/2 ping interval and patience, as Cilium sets them for its etcd clients.

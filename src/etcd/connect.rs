@@ -4,8 +4,10 @@ use std::{
     net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
 use rand::seq::SliceRandom as _;
 use tokio::{
@@ -204,10 +206,30 @@ pub(crate) async fn resolve(
     }
 }
 
+/// Connects to the first address that answers. They are tried in their order, each a moment after
+/// the one before, as a host may be lost for one address family or at one of its addresses.
 pub(crate) async fn dial(addresses: &[SocketAddr]) -> std::io::Result<TcpStream> {
-    let tcp = tokio::time::timeout(limits::DIAL_TIMEOUT, TcpStream::connect(addresses)).await??;
-    tcp.set_nodelay(true)?;
-    Ok(tcp)
+    let addresses = addresses.iter().take(limits::DIAL_ADDRESSES_MAX);
+    let attempt = |(address, begin): (&SocketAddr, Duration)| {
+        let address = *address;
+        async move {
+            tokio::time::sleep(begin).await;
+            tokio::time::timeout(limits::DIAL_TIMEOUT, TcpStream::connect(address)).await?
+        }
+    };
+    let begins = (0..).map(|place| limits::DIAL_STAGGER * place);
+    let mut attempts: FuturesUnordered<_> = addresses.zip(begins).map(attempt).collect();
+    let mut last = std::io::ErrorKind::AddrNotAvailable.into();
+    while let Some(tcp) = attempts.next().await {
+        match tcp {
+            Ok(tcp) => {
+                tcp.set_nodelay(true)?;
+                return Ok(tcp);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 async fn over<S>(
@@ -278,6 +300,30 @@ async fn client(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: an address that swallows what it is sent, as behind a firewall, holds up no other.
+    #[tokio::test]
+    async fn first_address_that_answers_is_taken() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let full = socket.listen(1).unwrap();
+        let hole = full.local_addr().unwrap();
+        let mut queue = Vec::new();
+        // Whatever comes once its queue is full is dropped without a word.
+        while let Ok(tcp) =
+            tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(hole)).await
+        {
+            queue.push(tcp.unwrap());
+        }
+        let good = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = good.local_addr().map(|address| (good, address)).unwrap();
+        let tcp = tokio::time::timeout(limits::DIAL_TIMEOUT / 2, dial(&[hole, good.1])).await;
+        assert_eq!(tcp.unwrap().unwrap().peer_addr().unwrap(), good.1);
+        let refused = "127.0.0.1:1".parse().unwrap();
+        let error = dial(&[refused]).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+        assert!(dial(&[]).await.is_err());
+    }
 
     #[test]
     fn endpoints_parse_and_print() {
