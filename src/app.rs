@@ -505,7 +505,7 @@ fn spawn_cache(
     readiness
 }
 
-/// Once every configured peer has told its id, what the kernel still holds of any other cluster is
+/// Once the id of every configured peer is known, what the kernel still holds of any other cluster is
 /// left over from a peer that was removed while no agent ran.
 fn spawn_members_known(
     tasks: &Tasks,
@@ -521,15 +521,7 @@ fn spawn_members_known(
                 () = cancel.cancelled() => return Ok(()),
                 _ = tick.tick() => {}
             }
-            if !registry.scanned() {
-                continue;
-            }
-            let ids = registry
-                .statuses()
-                .iter()
-                .map(|s| s.config.map(|c| c.cluster_id))
-                .collect();
-            if let Some::<Vec<_>>(mut ids) = ids {
+            if let Some(mut ids) = registry.ids() {
                 ids.push(own);
                 changes.send(Change::Members(ids)).await?;
                 return Ok(());

@@ -100,6 +100,13 @@ impl Registry {
         self.shared.release(name);
     }
 
+    /// All ids that configured peers have, had in an earlier run, or are pinned to; `None` while
+    /// there is a peer of which nothing is known.
+    #[must_use]
+    pub fn ids(&self) -> Option<Vec<ClusterId>> {
+        self.scanned().then(|| self.shared.ids()).flatten()
+    }
+
     /// Follows the directory until cancelled. A directory that cannot be listed changes nothing.
     pub async fn run(self, cancel: CancellationToken) {
         let mut run = Run {
@@ -223,6 +230,7 @@ impl Run {
                     tracing::warn!(clusterName = %name, config = %config, "Server of remote cluster is not verified: insecure-skip-tls-verify is set");
                 }
                 self.registry.shared.refuse(&name, None);
+                self.registry.shared.pin(&name, parsed.cluster_id);
                 let desired = Desired::Running(Arc::new((file.path.clone(), parsed)));
                 self.want(name, desired);
             }

@@ -31,6 +31,8 @@ struct Slot {
     refused: Option<String>,
     /// When the last connection last heard from the peer.
     heard: Option<Heard>,
+    /// The only id that its file lets it have.
+    pinned: Option<ClusterId>,
 }
 
 impl Shared {
@@ -78,6 +80,31 @@ impl Shared {
     pub(super) fn release(&self, name: &ClusterName) {
         lock(&self.ids).retain(|_, holder| holder != name);
         self.freed.send_replace(());
+    }
+
+    /// Notes the id that a peer's file pins.
+    pub(super) fn pin(&self, name: &ClusterName, id: Option<ClusterId>) {
+        if let Some(slot) = lock(&self.peers).get_mut(name) {
+            slot.pinned = id;
+        }
+    }
+
+    /// See [`super::Registry::ids`].
+    pub(super) fn ids(&self) -> Option<Vec<ClusterId>> {
+        let peers = lock(&self.peers);
+        let ids = lock(&self.ids);
+        let mut all = Vec::new();
+        for (name, slot) in peers.iter() {
+            let told = slot.status.config.map(|config| config.cluster_id);
+            let reserved = ids.iter().filter(|(_, holder)| *holder == name);
+            let reserved = reserved.map(|(id, _)| *id);
+            let before = all.len();
+            all.extend(told.into_iter().chain(slot.pinned).chain(reserved));
+            if all.len() == before {
+                return None;
+            }
+        }
+        Some(all)
     }
 
     /// Changes each time that an id gets free.
@@ -131,6 +158,7 @@ impl Slot {
             status,
             refused: None,
             heard: None,
+            pinned: None,
         }
     }
 
@@ -183,5 +211,24 @@ mod tests {
         assert_eq!(shared.reserve(&name("a"), id(1)), Err(name("b")));
         shared.remove(&name("b"));
         shared.reserve(&name("a"), id(1)).unwrap();
+    }
+
+    #[test]
+    fn ids_are_known_once_each_peer_has_told_kept_or_pinned_one() {
+        let shared = Shared::default();
+        let name = |text: &str| text.parse::<ClusterName>().unwrap();
+        let id = |number| ClusterId::new(number, MaxClusters::C255).unwrap();
+        assert_eq!(shared.ids(), Some(Vec::new()));
+        for peer in ["north", "west"] {
+            shared.refuse(&name(peer), None);
+        }
+        assert_eq!(shared.ids(), None);
+        // Known from an earlier run, and dead.
+        shared.reserve(&name("west"), id(2)).unwrap();
+        assert_eq!(shared.ids(), None);
+        shared.pin(&name("north"), Some(id(3)));
+        assert_eq!(shared.ids(), Some(vec![id(3), id(2)]));
+        shared.remove(&name("north"));
+        assert_eq!(shared.ids(), Some(vec![id(2)]));
     }
 }
