@@ -15,6 +15,7 @@ use super::{Error, client::Client, print};
 use crate::{
     admin::wire,
     etcd::Endpoint,
+    keyspace::ClusterConfig,
     peer::{ConfigFile, Layer, inspect},
     tls::{self, Reason},
     types::{ClusterId, ClusterName, MaxClusters},
@@ -39,9 +40,20 @@ pub(super) struct Place {
     /// Number of this cluster [default: the running agent's].
     #[arg(long, value_name = "ID", env = "TOMBOLO_CLUSTER_ID")]
     pub(super) cluster_id: Option<u32>,
+    /// Most clusters in the mesh, 255 or 511 [default: the running agent's, else what the peer says].
+    #[arg(long, value_name = "COUNT", env = "TOMBOLO_MAX_CONNECTED_CLUSTERS", value_parser = mesh_size)]
+    pub(super) max_connected_clusters: Option<MaxClusters>,
     /// Longest wait for each answer, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
     timeout: u64,
+}
+
+fn mesh_size(text: &str) -> Result<MaxClusters, &'static str> {
+    match text {
+        "255" => Ok(MaxClusters::C255),
+        "511" => Ok(MaxClusters::C511),
+        _ => Err("must be 255 or 511"),
+    }
 }
 
 /// Walk from a peer's file to its heartbeat and name the first layer that fails, and what to do.
@@ -61,6 +73,7 @@ pub(super) struct TroubleshootArgs {
 pub(super) struct Own {
     pub(super) name: Option<ClusterName>,
     pub(super) id: Option<ClusterId>,
+    /// How the mesh is sized; `None` if nobody says so.
     pub(super) max: Option<MaxClusters>,
     /// What the running agent says.
     pub(super) agent: Option<wire::Status>,
@@ -167,9 +180,18 @@ impl Own {
         Ok(Self {
             name: place.cluster_name.clone().or(name),
             id: id.and_then(|id| ClusterId::new(id, MaxClusters::C511).ok()),
-            max,
+            max: place.max_connected_clusters.or(max),
             agent,
         })
+    }
+
+    /// How the mesh is sized, by the peer's own word where nobody here says it.
+    pub(super) fn max_for(&self, config: &ClusterConfig) -> MaxClusters {
+        self.max
+            .unwrap_or(match config.capabilities.max_connected_clusters {
+                511 => MaxClusters::C511,
+                _ => MaxClusters::C255,
+            })
     }
 
     /// What the agent knows of a peer.
@@ -441,4 +463,23 @@ pub(super) fn other_files(
     let mut found = inspect::configured(dir, own.name.as_ref()).unwrap_or_default();
     found.remove(peer);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_word_of_ours_the_mesh_is_as_large_as_the_peer_says() {
+        let large = br#"{"id":300,"capabilities":{"maxConnectedClusters":511}}"#;
+        let large = ClusterConfig::decode(large).unwrap();
+        let mut own = Own::default();
+        assert!(large.accept(own.max_for(&large)).is_ok());
+        let small = ClusterConfig::decode(br#"{"id":300}"#).unwrap();
+        assert!(small.accept(own.max_for(&small)).is_err());
+        own.max = Some(MaxClusters::C255);
+        assert!(large.accept(own.max_for(&large)).is_err());
+        assert_eq!(mesh_size("511"), Ok(MaxClusters::C511));
+        assert!(mesh_size("256").is_err());
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
         ClientTls, Reason,
         inspect::{self, Certificate, Session},
     },
-    types::{ClusterName, MaxClusters},
+    types::ClusterName,
 };
 
 /// The layers above the file.
@@ -362,7 +362,7 @@ impl Walk<'_> {
             Ok(config) => config,
             Err(rejection) => return failed(rejection.to_string(), look),
         };
-        let id = match config.accept(self.own.max.unwrap_or(MaxClusters::C255)) {
+        let id = match config.accept(self.own.max_for(&config)) {
             Ok(id) => id,
             Err(rejection) => return failed(rejection.to_string(), look),
         };
