@@ -318,7 +318,7 @@ impl Raw {
             _ => Err("must be 255 or 511"),
         });
         let max_clusters = max_clusters.unwrap_or_default();
-        let cluster_name = self.required("cluster-name", ClusterName::from_str);
+        let cluster_name = self.required("cluster-name", parse::mesh_name);
         let cluster_id = self.required("cluster-id", |text| {
             let id = text.parse().ok().ok_or("is not a number")?;
             ClusterId::new(id, max_clusters).map_err(|error| error.to_string())

@@ -1,6 +1,17 @@
 //! Values that more than one flag has, or that are more than a word.
 use std::{path::PathBuf, time::Duration};
 
+use crate::types::ClusterName;
+
+/// The name of a cluster that has an id. Cilium calls a cluster `default` that is in no mesh.
+pub(super) fn mesh_name(text: &str) -> Result<ClusterName, String> {
+    if text == "default" {
+        return Err("is the name of a cluster outside of any mesh; choose another one".to_owned());
+    }
+    text.parse()
+        .map_err(|error: crate::types::ClusterNameError| error.to_string())
+}
+
 /// `etcd.config=FILE`
 pub(super) fn etcd_config(text: &str) -> Result<PathBuf, &'static str> {
     let file = text.strip_prefix("etcd.config=").map(str::trim);
@@ -63,6 +74,12 @@ mod tests {
         for text in ["", "15", "s", "-1s", "1.5s", "1d", "4294967296s", "1s x"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn default_is_no_name_of_a_cluster_in_a_mesh() {
+        assert!(mesh_name("default").is_err() && mesh_name("West").is_err());
+        assert_eq!(mesh_name("default2").unwrap().as_str(), "default2");
     }
 
     #[test]
