@@ -195,6 +195,8 @@ fn remote_cluster(
         "synchronization status: nodes={nodes}, endpoints={endpoints}, identities={identities}, \
          services={services}"
     ));
+    let warnings = cluster.warnings.iter();
+    lines.extend(warnings.map(|warning| format!("warning: {warning}")));
     if verbose {
         details(&mut lines, cluster, status);
     }
@@ -210,8 +212,6 @@ fn details(lines: &mut Vec<String>, cluster: &wire::RemoteCluster, status: &wire
     lines.push(format!("endpoint: {endpoint}, last heard: {heard}"));
     lines.push(format!("exported to it: {}", counts(&cluster.exported)));
     lines.push(format!("file: {}", cluster.config_path));
-    let warnings = cluster.warnings.iter();
-    lines.extend(warnings.map(|warning| format!("warning: {warning}")));
     for found in &cluster.certificates {
         let (role, path) = (&found.role, &found.path);
         let expiry = found.certificate.not_after;
