@@ -135,13 +135,15 @@ const OF_PEER: &[OfPeer] = &[
     (
         gauge(
             "tombolo_clustermesh_remote_cluster_cache_age_seconds",
-            "Time since the peer's server last sent something; none before it first did. Above a \
-             minute what is enforced may be outdated: tombolo troubleshoot.",
+            "Time since the server that the peer's entries come by last sent something: the peer's, \
+             or the importing node's. Of what is known from the disk only, since the agent's start; \
+             none where nothing is known. Above a minute what is enforced may be outdated: \
+             tombolo troubleshoot.",
             PEER,
         ),
-        |scrape, peer| {
-            let age = scrape.now.saturating_sub(peer.last_heard?);
-            Some(as_float(age) / 1000.0)
+        |scrape, peer| match peer.last_heard {
+            Some(heard) => Some(as_float(scrape.now.saturating_sub(heard)) / 1000.0),
+            None => scrape.restored_age(peer),
         },
     ),
 ];
@@ -228,6 +230,13 @@ impl Scrape<'_> {
     )]
     fn count(&self, peer: &PeerStatus, kind: Kind) -> Option<f64> {
         Some(as_float(status::count(self.state, &peer.name, kind)))
+    }
+
+    /// How old what the disk told of a peer is, at the least.
+    fn restored_age(&self, peer: &PeerStatus) -> Option<f64> {
+        let mut restored = self.state.view.restored.iter();
+        let known = restored.any(|entry| entry.key().0 == peer.name);
+        known.then(|| self.state.started.elapsed().as_secs_f64())
     }
 
     /// In the order in which the families are registered.
