@@ -113,7 +113,7 @@ pub(crate) fn measure(quick: bool) -> Result<Vec<Figure>> {
     // It also keeps the programs attached while the same ones run beside it.
     let (reconciler, ifindex) = enforce(&bpffs, load.addresses)?;
     let mut bench = Bench {
-        programs: Programs::open(&bpffs)?,
+        programs: Programs::open(&options(&bpffs))?,
         ifindex,
     };
     // Opens the flow of the packets that repeat.
@@ -235,13 +235,17 @@ impl Bench {
     }
 }
 
+fn options(bpffs: &Path) -> enforcer::Options {
+    enforcer::Options {
+        bpf_root: bpffs.to_owned(),
+        ..enforcer::Options::default()
+    }
+}
+
 /// Has the enforcer put everything into the kernel; returns it with the workload's interface.
 fn enforce(bpffs: &Path, addresses: u32) -> Result<(Reconciler<Kernel>, u32)> {
     let max = MaxClusters::C255;
-    let options = enforcer::Options {
-        bpf_root: bpffs.to_owned(),
-        ..enforcer::Options::default()
-    };
+    let options = options(bpffs);
     let (kernel, _, _) = Kernel::open(&options)?;
     let ifindex = kernel.ifindex(INTERFACE).context("find the veth")?;
     let mut reconciler = Reconciler::open(kernel, &options)?;

@@ -1,7 +1,7 @@
 //! Runs the programs on made-up packets by `BPF_PROG_TEST_RUN`, for the benchmarks: same object,
 //! same pinned maps as the enforcer's, no interface in between; and an empty program, to tell what
 //! of the time is the harness's own.
-use std::{io, path::Path, time::Duration};
+use std::{io, time::Duration};
 
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
 
@@ -55,12 +55,8 @@ impl Programs {
     ///
     /// # Errors
     /// As [`Kernel::open`], or if the empty program is refused.
-    pub fn open(bpf_root: &Path) -> Result<Self, Error> {
-        let options = Options {
-            bpf_root: bpf_root.to_owned(),
-            ..Options::default()
-        };
-        let (kernel, _, _) = Kernel::open(&options)?;
+    pub fn open(options: &Options) -> Result<Self, Error> {
+        let (kernel, _, _) = Kernel::open(options)?;
         let mut empty = EbpfLoader::new()
             .load(EMPTY.ok_or(Error::NotBuilt)?)
             .map_err(|error| Error::Load {
