@@ -5,6 +5,8 @@
 //! path that detaches because of an exit.
 //! Protocol: [`open`] reads what the kernel holds and gives back an [`Enforcer`] to run and a
 //! [`Handle`] to talk to it. Changes come in over a bounded channel: full means wait.
+//! What the programs do with a packet, rule by rule, and what happens when a map is full:
+//! `bpf/README.md`.
 //! Absent on purpose: policy decisions (`policy`), who owns an address (`mesh`).
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

@@ -15,7 +15,7 @@ use tombolo::{
         datapath::Datapath as _,
         kernel::{
             Kernel,
-            test_run::{Program, Programs},
+            test_run::{Flows, Program, Programs},
         },
         reconcile::Reconciler,
     },
@@ -37,8 +37,21 @@ use crate::{
 const DATABASE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 1, 0, 2), 6379);
 /// The host's end of its veth.
 const INTERFACE: &str = "lxcdb";
-/// One client's flow, for the packets that repeat.
+/// Of the packet that repeats, before it is each flow's.
 const CLIENT_PORT: u16 = 39_999;
+/// The first identities are of strangers, whom no policy names; the others are clients.
+const STRANGERS: u32 = 128;
+/// The clients of flows that follow one another closely, and the first of their ports.
+const WARM: Flows = Flows {
+    count: 1024,
+    client: Ipv4Addr::new(10, 64, 8, 0),
+    port: 1024,
+    answer: false,
+};
+/// New flows of a round: all rounds together leave room in the conntrack.
+const FRESH: u32 = 1 << 14;
+/// Several times the conntrack's room.
+const CROWD: u32 = 1 << 20;
 /// The clients' ports of the first round; each round has its own, so that its flows are new.
 const FIRST_PORT: u16 = 40_000;
 /// Prime to the number of clients: consecutive packets come from addresses far apart.
@@ -79,7 +92,7 @@ struct Load {
 
 const FULL: Load = Load {
     rounds: 11,
-    addresses: 100_000,
+    addresses: 1_000_000,
     repeat: 1_000_000,
     flows: 20_000,
 };
@@ -97,6 +110,8 @@ struct Case {
     dropped: bool,
     repeat: u32,
     packets: Box<dyn Fn(usize) -> Vec<Packet>>,
+    /// Another flow at each repetition.
+    flows: Option<Box<dyn Fn(usize) -> Flows>>,
 }
 
 /// Measures all cases.
@@ -116,10 +131,7 @@ pub(crate) fn measure(quick: bool) -> Result<Vec<Figure>> {
         programs: Programs::open(&options(&bpffs))?,
         ifindex,
     };
-    // Opens the flow of the packets that repeat.
-    let client = SocketAddrV4::new(world::address(ADDRESSES_PER_IDENTITY), CLIENT_PORT);
-    let open = [packet(client, DATABASE, SYN)];
-    bench.mean_ns(Program::ToContainer, &open, 1, false)?;
+    let client = SocketAddrV4::new(WARM.client, CLIENT_PORT);
     let figures = cases(&load, client)
         .iter()
         .map(|case| bench.figure(case, load.rounds))
@@ -129,13 +141,6 @@ pub(crate) fn measure(quick: bool) -> Result<Vec<Figure>> {
 }
 
 fn cases(load: &Load, client: SocketAddrV4) -> Vec<Case> {
-    let same = |name, program, dropped, packet: Packet| Case {
-        name,
-        program,
-        dropped,
-        repeat: load.repeat,
-        packets: Box::new(move |_| vec![packet]),
-    };
     let (addresses, flows) = (load.addresses, load.flows);
     let each = |name, flags| Case {
         name,
@@ -143,27 +148,72 @@ fn cases(load: &Load, client: SocketAddrV4) -> Vec<Case> {
         dropped: false,
         repeat: 1,
         packets: Box::new(move |round| clients(addresses, flows, round, flags)),
+        flows: None,
     };
-    let stranger = SocketAddrV4::new(world::address(0), CLIENT_PORT);
+    let warm = |name, program, dropped, packet: Packet, flows| Case {
+        name,
+        program,
+        dropped,
+        repeat: load.repeat,
+        packets: Box::new(move |_| vec![packet]),
+        flows: Some(Box::new(move |_| flows)),
+    };
+    let fresh = |round: usize| Flows {
+        count: FRESH,
+        // 1 024 clients have sixteen ports each.
+        port: u16::try_from(2048 + round * 16).unwrap_or(u16::MAX),
+        ..WARM
+    };
+    let crowd = Flows {
+        count: CROWD,
+        port: 4096,
+        ..WARM
+    };
+    let answer = Flows {
+        answer: true,
+        ..WARM
+    };
+    let stranger = Flows {
+        client: world::address(0),
+        ..WARM
+    };
     let (to, from) = (Program::ToContainer, Program::FromContainer);
+    let syn = packet(client, DATABASE, SYN);
     vec![
-        same("established", to, false, packet(client, DATABASE, ACK)),
-        same("answer", from, false, packet(DATABASE, client, ACK)),
-        same("drop", to, true, packet(stranger, DATABASE, SYN)),
         // In this order: the second asks for what the first wrote.
-        each("new-flow", SYN),
-        each("established-scattered", ACK),
+        warm("open", to, false, syn, WARM),
+        warm(
+            "established",
+            to,
+            false,
+            packet(client, DATABASE, ACK),
+            WARM,
+        ),
+        warm("answer", from, false, packet(DATABASE, client, ACK), answer),
+        warm("drop", to, true, syn, stranger),
+        Case {
+            name: "new-flow",
+            program: to,
+            dropped: false,
+            repeat: FRESH,
+            packets: Box::new(move |_| vec![syn]),
+            flows: Some(Box::new(fresh)),
+        },
+        warm("new-flow-full", to, false, syn, crowd),
+        // Same here.
+        each("new-flow-cold", SYN),
+        each("established-cold", ACK),
     ]
 }
 
 /// One packet of each flow of a round.
 fn clients(addresses: u32, flows: u32, round: usize, flags: u8) -> Vec<Packet> {
-    // The first identity is the stranger's.
-    let known = addresses - ADDRESSES_PER_IDENTITY;
+    let strangers = STRANGERS * ADDRESSES_PER_IDENTITY;
+    let known = addresses - strangers;
     let port = FIRST_PORT.saturating_add(u16::try_from(round).unwrap_or(u16::MAX));
     (0..flows)
         .map(|n| {
-            let client = world::address(ADDRESSES_PER_IDENTITY + n * STRIDE % known);
+            let client = world::address(strangers + n * STRIDE % known);
             packet(SocketAddrV4::new(client, port), DATABASE, flags)
         })
         .collect()
@@ -195,8 +245,9 @@ impl Bench {
         let this = std::cell::RefCell::new(self);
         let run = |round, program, dropped| {
             let packets = (case.packets)(round);
-            this.borrow_mut()
-                .mean_ns(program, &packets, case.repeat, dropped)
+            let flows = case.flows.as_ref().map(|flows| flows(round));
+            let mut this = this.borrow_mut();
+            this.mean_ns(program, &packets, case.repeat, flows.as_ref(), dropped)
         };
         let (ours, theirs) = alternate(
             rounds,
@@ -215,14 +266,19 @@ impl Bench {
         program: Program,
         packets: &[Packet],
         repeat: u32,
+        flows: Option<&Flows>,
         dropped: bool,
     ) -> Result<f64> {
         let mut seconds = 0.0;
         for packet in packets {
-            let outcome = self
-                .programs
-                .run(program, packet, self.ifindex, repeat)
-                .with_context(|| format!("run {program:?}"))?;
+            let outcome = match flows {
+                Some(flows) => {
+                    self.programs
+                        .run_flows(program, packet, self.ifindex, repeat, flows)
+                }
+                None => self.programs.run(program, packet, self.ifindex, repeat),
+            };
+            let outcome = outcome.with_context(|| format!("run {program:?}"))?;
             ensure!(
                 outcome.dropped == dropped,
                 "{program:?}: a packet was {}",
@@ -273,7 +329,7 @@ fn changes(addresses: u32, max: MaxClusters) -> Result<Vec<Change>> {
     let mut engine = Engine::new(options, []);
     let mut out = Vec::new();
     for n in 0..addresses / ADDRESSES_PER_IDENTITY {
-        let app = if n == 0 { "stranger" } else { "client" };
+        let app = if n < STRANGERS { "stranger" } else { "client" };
         let labels = Labels::parse(&format!(
             "k8s:app={app};k8s:io.cilium.k8s.policy.cluster=east;\
              k8s:io.kubernetes.pod.namespace=shop;k8s:shard=s{n};"

@@ -15,23 +15,23 @@ use crate::lab::{
 };
 
 const TARGET: &str = "10.1.0.2:6379";
-const DB_ID: IdentityId = IdentityId(101 << 16 | 1);
-const EMPLOYEE_ID: IdentityId = IdentityId(102 << 16 | 2);
-const STRANGER_ID: IdentityId = IdentityId(102 << 16 | 3);
+pub(crate) const DB_ID: IdentityId = IdentityId(101 << 16 | 1);
+pub(crate) const EMPLOYEE_ID: IdentityId = IdentityId(102 << 16 | 2);
+pub(crate) const STRANGER_ID: IdentityId = IdentityId(102 << 16 | 3);
 
 fn cluster(id: u32) -> ClusterId {
     ClusterId::new(id, MaxClusters::C255).unwrap()
 }
 
 /// An enforcer on its own threads; dropped without a word, as by a crash.
-struct Running {
+pub(crate) struct Running {
     runtime: tokio::runtime::Runtime,
-    handle: Handle,
+    pub(crate) handle: Handle,
     cancel: CancellationToken,
 }
 
 impl Running {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&options())
     }
 
@@ -52,7 +52,7 @@ impl Running {
     }
 
     /// Sends, and waits until the status says what `done` wants.
-    fn send(&self, changes: Vec<Change>) {
+    pub(crate) fn send(&self, changes: Vec<Change>) {
         let before = self.handle.status.borrow().generation;
         let count = changes.len();
         for change in changes {
@@ -87,7 +87,7 @@ impl Drop for Running {
     }
 }
 
-fn endpoint(id: u32, name: &str, address: &str, identity: IdentityId) -> Change {
+pub(crate) fn endpoint(id: u32, name: &str, address: &str, identity: IdentityId) -> Change {
     Change::Endpoint(EndpointEvent::Upsert(Arc::new(LocalEndpoint {
         id: EndpointId(id),
         identity,
@@ -101,7 +101,7 @@ fn endpoint(id: u32, name: &str, address: &str, identity: IdentityId) -> Change 
     })))
 }
 
-fn ip(address: &str, identity: Option<IdentityId>) -> Change {
+pub(crate) fn ip(address: &str, identity: Option<IdentityId>) -> Change {
     let of = |identity: IdentityId| IpTarget {
         identity,
         cluster: cluster(identity.0 >> 16),
@@ -159,7 +159,7 @@ fn default_deny(on: bool) -> Change {
     })
 }
 
-fn story() -> Vec<Change> {
+pub(crate) fn story() -> Vec<Change> {
     vec![
         ip(DB, Some(DB_ID)),
         ip(EMPLOYEE, Some(EMPLOYEE_ID)),
@@ -183,7 +183,7 @@ fn pods() -> (Pod, Pod, Pod) {
     (db, Pod::start("employee"), Pod::start("stranger"))
 }
 
-fn drain(events: &mut broadcast::Receiver<Event>) -> Vec<Event> {
+pub(crate) fn drain(events: &mut broadcast::Receiver<Event>) -> Vec<Event> {
     std::iter::from_fn(|| events.try_recv().ok()).collect()
 }
 

@@ -309,10 +309,10 @@ fn pod() {
             udp_server = Some(socket.try_clone().unwrap());
             let last = Arc::clone(&udp_client);
             std::thread::spawn(move || {
-                let mut byte = [0];
-                while let Ok((_, from)) = socket.recv_from(&mut byte) {
+                let mut datagram = vec![0; 1 << 16];
+                while let Ok((bytes, from)) = socket.recv_from(&mut datagram) {
                     *last.lock().unwrap() = Some(from);
-                    drop(socket.send_to(&byte, from));
+                    drop(socket.send_to(&datagram[..bytes], from));
                 }
             });
             word(true)
@@ -327,6 +327,24 @@ fn pod() {
             let socket = udp_socket.get_or_insert_with(|| UdpSocket::bind(("::", 0)).unwrap());
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             word(socket.send_to(b"x", to).is_ok() && socket.recv(&mut [0]).is_ok())
+        }
+        ["udp-large", bytes, to] => {
+            let to: SocketAddr = to.parse().unwrap();
+            let mut datagram = vec![7; bytes.parse().unwrap()];
+            let socket = UdpSocket::bind(("::", 0)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let sent = socket.send_to(&datagram, to).is_ok();
+            word(sent && socket.recv(&mut datagram).ok() == Some(datagram.len()))
+        }
+        ["udp-refused", to] => {
+            let to: SocketAddr = to.parse().unwrap();
+            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.connect(to).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let sent = socket.send(b"x").is_ok();
+            let answer = socket.recv(&mut [0]).map_err(|error| error.kind());
+            word(sent && answer == Err(std::io::ErrorKind::ConnectionRefused))
         }
         ["udp-pull"] => word(udp_socket.as_ref().unwrap().recv(&mut [0]).is_ok()),
         ["datagram", from, to] => {

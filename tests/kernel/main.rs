@@ -6,6 +6,7 @@
 )]
 
 mod cluster;
+mod egress;
 mod enforcer;
 mod lab;
 mod mesh;

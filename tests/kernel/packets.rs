@@ -206,6 +206,7 @@ fn endpoint() -> Change {
         addresses: both(DB).to_vec(),
         interface: Some("lxcdb".into()),
         named_ports: Vec::new(),
+        audit: false,
     })))
 }
 

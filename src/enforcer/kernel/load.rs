@@ -161,7 +161,11 @@ fn reopen<T: TryFrom<Map, Error = MapError>>(pins: &Pins, map: &'static str) -> 
         .map_err(map_error(map, "open"))
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, Error> {
+/// One of the object's maps.
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    map: &'static str,
+) -> Result<T, Error> {
     ebpf.take_map(map)
         .ok_or_else(|| Error::Map {
             map,

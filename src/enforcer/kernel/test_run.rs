@@ -1,20 +1,26 @@
-//! Runs the programs on made-up packets by `BPF_PROG_TEST_RUN`, for the benchmarks: same object,
-//! same pinned maps as the enforcer's, no interface in between; and an empty program, to tell what
-//! of the time is the harness's own.
-use std::{io, time::Duration};
+//! Runs the programs on made-up packets by `BPF_PROG_TEST_RUN`, for tests and benchmarks: same
+//! object, same pinned maps as the enforcer's, no interface in between; and an empty program, to
+//! tell what of the time is the harness's own.
+use std::{io, net::Ipv4Addr, time::Duration};
 
-use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Array, MapData, ProgramArray},
+};
 
-use super::{Error, Kernel, load::classifier};
+use super::{
+    Error, Kernel,
+    load::{classifier, take},
+};
 use crate::enforcer::Options;
 
 #[cfg(feature = "ebpf")]
-const EMPTY: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(
+const BENCH: Option<&[u8]> = Some(aya::include_bytes_aligned!(concat!(
     env!("OUT_DIR"),
-    "/empty.bpf.o"
+    "/bench.bpf.o"
 )));
 #[cfg(not(feature = "ebpf"))]
-const EMPTY: Option<&[u8]> = None;
+const BENCH: Option<&[u8]> = None;
 
 /// `TC_ACT_SHOT` of linux/pkt_cls.h.
 const SHOT: u32 = 2;
@@ -43,11 +49,47 @@ pub struct Outcome {
     pub mean: Duration,
 }
 
+/// Flows that one packet stands for, one after another: clients at 1 024 consecutive addresses, each
+/// with as many ports as it takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Flows {
+    /// How many, a power of two.
+    pub count: u32,
+    /// The first client.
+    pub client: Ipv4Addr,
+    /// Its first port.
+    pub port: u16,
+    /// True if the packet goes to the client.
+    pub answer: bool,
+}
+
+/// `struct cycle` of `bpf/bench.bpf.c`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Cycle {
+    next: u32,
+    flows: u32,
+    address: u32,
+    port: u16,
+    answer: u16,
+}
+
+// SAFETY: repr(C), without padding, any bit pattern is valid.
+#[expect(unsafe_code, reason = "map values are written as bytes")]
+unsafe impl aya::Pod for Cycle {}
+
 /// The programs, loaded a second time onto the maps that an enforcer keeps below its bpffs.
-#[derive(Debug)]
 pub struct Programs {
     kernel: Kernel,
-    empty: Ebpf,
+    bench: Ebpf,
+    cycles: Array<MapData, Cycle>,
+    next: ProgramArray<MapData>,
+}
+
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs").finish_non_exhaustive()
+    }
 }
 
 impl Programs {
@@ -57,18 +99,61 @@ impl Programs {
     /// As [`Kernel::open`], or if the empty program is refused.
     pub fn open(options: &Options) -> Result<Self, Error> {
         let (kernel, _, _) = Kernel::open(options)?;
-        let mut empty = EbpfLoader::new()
-            .load(EMPTY.ok_or(Error::NotBuilt)?)
+        let mut bench = EbpfLoader::new()
+            .load(BENCH.ok_or(Error::NotBuilt)?)
             .map_err(|error| Error::Load {
                 source: io::Error::other(error),
             })?;
-        classifier(&mut empty, "empty")?
-            .load()
-            .map_err(|error| Error::Program {
-                program: "empty",
-                source: io::Error::other(error),
-            })?;
-        Ok(Self { kernel, empty })
+        for program in ["empty", "each_flow"] {
+            classifier(&mut bench, program)?
+                .load()
+                .map_err(|error| Error::Program {
+                    program,
+                    source: io::Error::other(error),
+                })?;
+        }
+        Ok(Self {
+            kernel,
+            cycles: take(&mut bench, "cycles")?,
+            next: take(&mut bench, "programs")?,
+            bench,
+        })
+    }
+
+    /// As [`Self::run`], and at each repetition the packet, TCP over IPv4 without options, is the
+    /// next flow's; time includes this change.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_flows(
+        &mut self,
+        program: Program,
+        packet: &[u8],
+        ifindex: u32,
+        repeat: u32,
+        flows: &Flows,
+    ) -> io::Result<Outcome> {
+        let (ebpf, name) = self.find(program);
+        let program = classifier(ebpf, name).map_err(io::Error::other)?;
+        let descriptor = program.fd().map_err(io::Error::other)?.try_clone()?;
+        self.next.set(0, &descriptor, 0).map_err(io::Error::other)?;
+        let cycle = Cycle {
+            next: 0,
+            flows: flows.count,
+            address: flows.client.to_bits(),
+            port: flows.port,
+            answer: flows.answer.into(),
+        };
+        self.cycles.set(0, cycle, 0).map_err(io::Error::other)?;
+        test_run(&mut self.bench, "each_flow", packet, ifindex, repeat)
+    }
+
+    fn find(&mut self, program: Program) -> (&mut Ebpf, &'static str) {
+        match program {
+            Program::ToContainer => (&mut self.kernel.ebpf, "to_container"),
+            Program::FromContainer => (&mut self.kernel.ebpf, "from_container"),
+            Program::Empty => (&mut self.bench, "empty"),
+        }
     }
 
     /// Runs `program` on `packet`, an Ethernet frame, `repeat` times in a row, as if it passed the
@@ -84,26 +169,32 @@ impl Programs {
         ifindex: u32,
         repeat: u32,
     ) -> io::Result<Outcome> {
-        let (ebpf, name) = match program {
-            Program::ToContainer => (&mut self.kernel.ebpf, "to_container"),
-            Program::FromContainer => (&mut self.kernel.ebpf, "from_container"),
-            Program::Empty => (&mut self.empty, "empty"),
-        };
-        let mut context = [0; CONTEXT_BYTES];
-        context[CONTEXT_IFINDEX..].copy_from_slice(&ifindex.to_ne_bytes());
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            ctx_in: Some(&context),
-            repeat,
-            ..TestRunOptions::new()
-        };
-        let result = classifier(ebpf, name)
-            .map_err(io::Error::other)?
-            .test_run(options)
-            .map_err(io::Error::other)?;
-        Ok(Outcome {
-            dropped: result.return_value == SHOT,
-            mean: result.duration,
-        })
+        let (ebpf, name) = self.find(program);
+        test_run(ebpf, name, packet, ifindex, repeat)
     }
+}
+
+fn test_run(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    packet: &[u8],
+    ifindex: u32,
+    repeat: u32,
+) -> io::Result<Outcome> {
+    let mut context = [0; CONTEXT_BYTES];
+    context[CONTEXT_IFINDEX..].copy_from_slice(&ifindex.to_ne_bytes());
+    let options = TestRunOptions {
+        data_in: Some(packet),
+        ctx_in: Some(&context),
+        repeat,
+        ..TestRunOptions::new()
+    };
+    let result = classifier(ebpf, name)
+        .map_err(io::Error::other)?
+        .test_run(options)
+        .map_err(io::Error::other)?;
+    Ok(Outcome {
+        dropped: result.return_value == SHOT,
+        mean: result.duration,
+    })
 }
