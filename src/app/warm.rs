@@ -120,7 +120,7 @@ impl Restored {
         }
         loop {
             let configured = registry.statuses().into_iter().map(|s| s.name);
-            self.withdraw_others(&configured.collect()).await;
+            self.withdraw_others(&configured.collect(), &registry).await;
             if self.lock().is_empty() {
                 return;
             }
@@ -128,7 +128,7 @@ impl Restored {
         }
     }
 
-    async fn withdraw_others(&self, configured: &HashSet<ClusterName>) {
+    async fn withdraw_others(&self, configured: &HashSet<ClusterName>, registry: &peer::Registry) {
         let gone: Vec<_> = self
             .lock()
             .extract_if(|name, _| !configured.contains(name))
