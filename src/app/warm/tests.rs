@@ -251,12 +251,12 @@ async fn restored_peer_whose_file_was_never_good_goes_with_its_file() {
     let (view, cancel) = (process.mesh.view(), CancellationToken::new());
     tokio::spawn(members::run(process.mesh, joining, cancel.clone()));
     let restored = Restored::default();
-    restored.load(process.place, &join, &view).await;
     let peers = dir.path().join("peers");
     fs::create_dir(&peers).unwrap();
     let file = peers.join("west.config");
     fs::write(&file, "endpoints: [nonsense").unwrap();
     let registry = registry(&peers, &restored);
+    restored.load(process.place, &join, &view, &registry).await;
     let run = registry.clone().run(cancel.clone());
     let watch = async {
         while view.addresses.is_empty() || registry.statuses().is_empty() {

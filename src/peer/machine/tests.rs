@@ -3,7 +3,7 @@ use std::{cell::RefCell, time::Duration};
 use super::*;
 use crate::{
     peer::{PeerStatus, Timing},
-    types::MaxClusters,
+    types::{IpPrefix, MaxClusters},
 };
 
 const MAX: MaxClusters = MaxClusters::C255;
