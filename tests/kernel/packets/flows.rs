@@ -405,6 +405,9 @@ fn icmp_errors_follow_their_flow() {
                     datapath.deny(flow.back(), &format!("{what}, cut off"), &cut);
                     let elsewhere = Frame::error(*sender, client, *kind, &flow.answer(open), 8);
                     datapath.deny(flow.back(), &format!("{what}, not its packet"), &elsewhere);
+                    let third = both(STRANGER)[family];
+                    let astray = Frame::error(*sender, third, *kind, &flow.forth(open), 8);
+                    datapath.deny(flow.back(), &format!("{what}, to another"), &astray);
                     datapath.apply([flow.allow(false)]);
                     datapath.deny(flow.back(), &format!("{what}, revoked"), &error);
                     datapath.forget_flows();
