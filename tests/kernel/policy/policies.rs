@@ -27,7 +27,7 @@ const CIDRS: [&str; 15] = [
     "fd00::/8",
     "fd77::/64",
 ];
-const ENTITIES: [&str; 14] = [
+const ENTITIES: [&str; 16] = [
     "all",
     "world",
     "world",
@@ -39,12 +39,14 @@ const ENTITIES: [&str; 14] = [
     "init",
     "ingress",
     "unmanaged",
+    "unmanaged",
+    "unmanaged",
     "health",
     "none",
     "cluster",
 ];
 /// As in a pod's manifest; nobody has a port `metrics`.
-const NAMES: [&str; 4] = ["http", "http", "dns", "metrics"];
+const NAMES: [&str; 6] = ["http", "http", "http", "dns", "dns", "metrics"];
 
 /// One or two policies.
 pub(crate) fn file(rng: &mut StdRng, number: u32) -> Vec<Policy> {
@@ -147,13 +149,26 @@ fn peers(rng: &mut StdRng, namespaced: bool) -> Peers {
     match rng.random_range(0..10) {
         0..4 => Peers::Endpoints((0..count).map(|_| peer(rng, namespaced)).collect()),
         4..7 => Peers::Entities((0..count).map(|_| *ENTITIES.choose(rng).unwrap()).collect()),
-        7 => Peers::Cidr((0..count).map(|_| net(rng)).collect()),
+        7 => Peers::Cidr((0..count).map(|_| net_or_address(rng)).collect()),
         _ => Peers::CidrSet((0..count).map(|_| block(rng)).collect()),
     }
 }
 
 fn net(rng: &mut StdRng) -> Net {
     Net::of(CIDRS.choose(rng).unwrap())
+}
+
+fn net_or_address(rng: &mut StdRng) -> Net {
+    if rng.random_bool(0.5) {
+        return net(rng);
+    }
+    let addresses = [
+        "198.51.100.7",
+        "198.51.100.8",
+        "2001:db8:1:2::1",
+        "192.0.2.1",
+    ];
+    Net::of(addresses.choose(rng).unwrap())
 }
 
 /// With or without parts taken out of it.
@@ -163,7 +178,7 @@ fn block(rng: &mut StdRng) -> Block {
     let inside: Vec<Net> = inside
         .filter(|net| net.bits > cidr.bits && cidr.contains(net.address))
         .collect();
-    let count = rng.random_range(0..=2);
+    let count = *[0, 1, 1, 2].choose(rng).unwrap();
     Block {
         cidr,
         except: inside.choose_multiple(rng, count).copied().collect(),
@@ -323,8 +338,8 @@ fn cilium_port(rng: &mut StdRng) -> Port {
 fn port(rng: &mut StdRng) -> Port {
     let (port, end) = match rng.random_range(0..10) {
         0 => (None, None),
-        1..3 => (Some(PortText::Name(NAMES.choose(rng).unwrap())), None),
-        3..7 => {
+        1..4 => (Some(PortText::Name(NAMES.choose(rng).unwrap())), None),
+        4..7 => {
             let number = [80, 443, 8080, 53, 9000, 5000].choose(rng).unwrap();
             (Some(PortText::Number(*number)), None)
         }
@@ -432,13 +447,13 @@ fn kubernetes_peer(rng: &mut StdRng) -> KubernetesPeer {
             expressions: vec![expression("team", Operator::In, &[team])],
         },
     };
-    match rng.random_range(0..4) {
-        0 => KubernetesPeer::Block(block(rng)),
-        1 => KubernetesPeer::Pods {
+    match rng.random_range(0..5) {
+        0..2 => KubernetesPeer::Block(block(rng)),
+        2 => KubernetesPeer::Pods {
             pods: Some(kubernetes_pods(rng)),
             namespaces: None,
         },
-        2 => KubernetesPeer::Pods {
+        3 => KubernetesPeer::Pods {
             pods: None,
             namespaces: Some(namespaces),
         },
