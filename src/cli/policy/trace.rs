@@ -155,13 +155,14 @@ fn judgement_text(text: &mut String, name: &str, judgement: &Judgement) {
         default_deny,
         matches,
     } = judgement;
-    text.push_str(&format!(
-        "{name}: {}, {}\n",
-        outcome(*result),
-        reason(*basis, rule.as_ref())
-    ));
+    let (result, reason) = (outcome(*result), reason(*basis, rule.as_ref()));
+    // Not twice the same word.
+    text.push_str(&match reason.starts_with(result) {
+        true => format!("{name}: {reason}\n"),
+        false => format!("{name}: {result}, {reason}\n"),
+    });
     if let Some(audited) = audited {
-        let reason = reason(*audited, None);
+        let reason = self::reason(*audited, None);
         text.push_str(&format!(
             "   └  if policies that are only audited counted: {reason}\n"
         ));

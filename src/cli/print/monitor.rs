@@ -156,6 +156,9 @@ fn age_text(millis: u64) -> String {
 
 fn rule(packet: &Packet) -> String {
     match &packet.rule {
+        None if packet.action != Action::Allow && packet.reason == "Policy denied" => {
+            "none allows it".to_owned()
+        }
         None => "none".to_owned(),
         Some(rule) => match &rule.name {
             Some(name) => name.clone(),

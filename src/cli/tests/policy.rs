@@ -125,7 +125,7 @@ fn trace_names_the_deciding_rule_and_its_file() {
     for part in [
         "identity 6619136 of cluster1 (k8s:app=employee",
         "Egress: allowed, no rule is about it, and nothing is dropped by default\n",
-        "Ingress: allowed, allowed by default/db rule 0 ingress[0] in db.yaml\n",
+        "Ingress: allowed by default/db rule 0 ingress[0] in db.yaml\n",
         "default/db rule 0 ingress[0] in db.yaml admits 6619136 (k8s:app=employee",
         "\nVerdict: allowed\n",
     ] {
