@@ -9,6 +9,7 @@
 use std::{collections::HashSet, path::Path};
 
 use self::import::Import;
+pub(super) use self::refusal::quote;
 pub use self::refusal::{ParseError, Refusal};
 use super::{
     rule::{Kind, Policy},
@@ -118,7 +119,7 @@ fn documents(text: &str) -> Result<Vec<Node>, (Option<u64>, String)> {
         let line = error.location().map(|l| l.line()).filter(|l| *l > 0);
         let text = error.without_snippet().to_string();
         let reason = text.lines().next().unwrap_or_default();
-        (line, refusal::quote(reason))
+        (line, quote(reason))
     })
 }
 
@@ -153,7 +154,7 @@ fn policy(root: &At<'_>, narrowed: &mut Vec<ParseError>) -> Result<Policy, Parse
         return Err(root.refuse(Refusal::Missing { name: "kind" }));
     };
     let Some((_, kind, version)) = KINDS.iter().find(|(name, ..)| *name == text) else {
-        return Err(root.refuse(Refusal::Kind(refusal::quote(text))));
+        return Err(root.refuse(Refusal::Kind(quote(text))));
     };
     let kind = *kind;
     let specs: &[&str] = match kind {

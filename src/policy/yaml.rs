@@ -5,7 +5,7 @@ use std::{collections::HashSet, fmt, fmt::Write as _, path::Path};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::parse::{ParseError, Refusal};
+use super::parse::{ParseError, Refusal, quote};
 
 /// A value with its place.
 pub(super) type Node = Spanned<Tree>;
@@ -200,11 +200,12 @@ impl<'a> At<'a> {
             if !path.is_empty() {
                 path.push('.');
             }
+            let shown = quote(&name.value);
             // Label keys contain dots themselves.
-            let written = if name.value.contains('.') {
-                write!(path, "{:?}", name.value)
+            let written = if shown.contains('.') {
+                write!(path, "{shown:?}")
             } else {
-                path.write_str(&name.value)
+                path.write_str(&shown)
             };
             debug_assert!(written.is_ok(), "writing to a string cannot fail");
             let at = Self {
