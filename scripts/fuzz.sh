@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes what peers and files may say: keys, each value type, peer files, and sequences of lists and
-# watch events. Fails on a crash, and if a target runs less often than it should.
+# Fuzzes what peers and files may say: keys, each value type, peer files, policies, and sequences of
+# lists and watch events. Fails on a crash, and if a target runs less often than it should.
 #   scripts/fuzz.sh [--seconds N] [TARGET...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -36,6 +36,7 @@ mod metrics;
 mod monitor;
 mod policy;
 mod status;
+mod validate;
 
 struct Agent {
     runtime: tokio::runtime::Runtime,

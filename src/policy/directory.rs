@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Delay, Origin, ParseError, Policy, PolicyEvent, Source, parse};
+use super::{Delay, Origin, ParseError, Policy, PolicyEvent, Source, parse, parse_noting};
 use crate::{limits, saved::Saved};
 
 /// How the directory stands; only the latest counts.
@@ -306,7 +306,12 @@ impl Directory {
         }
         let parsed = String::from_utf8(bytes)
             .map_err(|_error| Error::NotText { file: file.clone() })
-            .and_then(|text| Ok((parse(&text, &file)?, text)));
+            .and_then(|text| {
+                let mut narrowed = Vec::new();
+                let policies = parse_noting(&text, &file, &mut narrowed)?;
+                note_narrowed(&narrowed);
+                Ok((policies, text))
+            });
         let (policies, text) = match parsed {
             Ok(parsed) => parsed,
             Err(error) => {
@@ -404,6 +409,17 @@ impl Directory {
             changed
         });
     }
+}
+
+/// Tells of policies that are imported fail-closed. A file may have many such places; the first
+/// says enough to look at it.
+fn note_narrowed(narrowed: &[ParseError]) {
+    let Some(first) = narrowed.first() else {
+        return;
+    };
+    let (file, count, field) = (first.file.display(), narrowed.len(), &first.field);
+    let (line, reason) = (first.line.unwrap_or_default(), &first.refusal);
+    tracing::warn!(%file, line, field, count, %reason, "policy file imported fail-closed");
 }
 
 /// Waits until no wake-up came for a while.
