@@ -92,8 +92,8 @@ fn lists_are_read_as_their_items() {
     );
     for (kind, version, items) in [
         ("List", "v1", format!("{a}, {b}")),
-        ("CiliumNetworkPolicyList", "cilium.io/v2", a.clone()),
-        ("NetworkPolicyList", "networking.k8s.io/v1", b.clone()),
+        ("CiliumNetworkPolicyList", "cilium.io/v2", a),
+        ("NetworkPolicyList", "networking.k8s.io/v1", b),
         (
             "CiliumClusterwideNetworkPolicyList",
             "cilium.io/v2",
