@@ -93,7 +93,8 @@ impl Voices {
             (Self::Many(many), Ok(at)) => many[at].count += 1,
             (Self::Many(many), Err(at)) => many.insert(at, new),
             (this @ Self::One(_), Err(at)) => {
-                let mut many = this.as_slice().to_vec();
+                let mut many = Vec::with_capacity(2);
+                many.extend_from_slice(this.as_slice());
                 many.insert(at, new);
                 *this = Self::Many(many);
             }
