@@ -216,6 +216,12 @@ async fn start(tasks: &Tasks, config: Config) -> anyhow::Result<()> {
     };
     let warm = warm::Warm::new(place, view.clone(), keyspaces.cache.clone());
     let registry = spawn_peers(tasks, &config, &server_tls, warm, &join, candidate.route());
+    let (reported, cache) = (registry.clone(), keyspaces.cache.clone());
+    let (route, cancel) = (candidate.route(), tasks.token());
+    tasks.spawn("cache-report", async move {
+        cache::report(reported, cache, route, cancel).await;
+        Ok(())
+    });
     let cancel = tasks.token();
     tasks.spawn("importer", async move {
         candidate.run(cancel).await;

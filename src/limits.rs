@@ -264,6 +264,13 @@ pub const SAVE_TIME_SHARE: u32 = 100;
 /// And write so much on average: a large cluster that changes all the time is written every few
 /// minutes.
 pub const SAVE_BYTES_PER_SECOND: u64 = 1 << 20;
+/// How much later than told a peer must have been heard from for the cluster's other nodes to be told
+/// again: well below the minute after which freshness is worth an alarm.
+pub const RELAYED_HEARD_STEP: Duration = Duration::from_secs(10);
+/// Longest such word of a peer's state: an error and all its causes.
+pub const RELAYED_BYTES_MAX: usize = 64 << 10;
+/// How often an importing node looks whether it has to say something new of a peer.
+pub const RELAYED_CHECK: Duration = Duration::from_secs(1);
 /// How often the own cluster's addresses are looked at, to write them to disk if they changed: a
 /// look at a large mesh takes milliseconds.
 pub const OWN_SAVE_INTERVAL: Duration = Duration::from_secs(10);

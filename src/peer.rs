@@ -20,6 +20,7 @@ pub use self::{
     options::{Dial, Options, Random, Timing},
     pending::Pending,
     registry::Registry,
+    relayed::Relayed,
     route::Route,
 };
 
@@ -32,6 +33,7 @@ mod machine;
 mod options;
 mod pending;
 mod registry;
+mod relayed;
 mod route;
 mod shared;
 #[cfg(test)]

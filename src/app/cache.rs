@@ -2,18 +2,25 @@
 //! they take it for dead, and word of when all peers are in it.
 //!
 //! Always true: a peer holds that word back for a bounded time only, and it is never taken back.
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use time::format_description::well_known::Rfc3339;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
     keyspace::{HEARTBEAT, Kind, Layout},
     lifecycle::ReadyToken,
-    limits, peer,
+    limits,
+    peer::{self, Relayed, Route},
     publish::Clock,
     store::Store,
     types::ClusterName,
@@ -27,6 +34,38 @@ pub(super) async fn beat(store: Store, clock: Clock, cancel: CancellationToken) 
         let time = clock().format(&Rfc3339).unwrap_or_default();
         if let Err(error) = store.put(HEARTBEAT.into(), Bytes::from(time), 0) {
             tracing::error!(%error, "The cache has no heartbeat");
+        }
+    }
+}
+
+/// While this node imports: tells the cluster's other nodes how each peer is. What it said goes with
+/// the first peer that comes by another node's cache.
+pub(super) async fn report(
+    registry: peer::Registry,
+    store: Store,
+    route: watch::Receiver<Route>,
+    cancel: CancellationToken,
+) {
+    let mut tick = tokio::time::interval(limits::RELAYED_CHECK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told: HashMap<ClusterName, Relayed> = HashMap::new();
+    while cancel.run_until_cancelled(tick.tick()).await.is_some() {
+        if *route.borrow() != Route::Direct {
+            told.clear();
+            continue;
+        }
+        let statuses = registry.statuses();
+        told.retain(|name, _| statuses.iter().any(|status| status.name == *name));
+        for status in &statuses {
+            let now = Relayed::from(status);
+            if told.get(&status.name).is_some_and(|old| !now.is_news(old)) {
+                continue;
+            }
+            let key = Relayed::key(&status.name);
+            match store.put(key.into(), now.encode(), 0) {
+                Ok(_) => drop(told.insert(status.name.clone(), now)),
+                Err(error) => tracing::error!(%error, "Other nodes are not told how a peer is"),
+            }
         }
     }
 }

@@ -161,6 +161,9 @@ pub fn synced_prefix(cluster: &ClusterName) -> String {
     format!("cilium/synced/{cluster}/")
 }
 
+/// What stands behind [`Layout::canaries`] of [`Layout::Relay`] in the key of a peer's state.
+pub const KEY_OF_RELAYED_STATE: &str = "state";
+
 /// The kind and tree whose canary a key is; unknown canaries are nobody's.
 #[must_use]
 pub fn parse_canary(key: &[u8], cluster: &ClusterName) -> Option<(Layout, Kind)> {

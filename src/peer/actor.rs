@@ -204,6 +204,7 @@ impl Actor {
         let (shared, name) = (&self.context.shared, &self.context.name);
         shared.update(name, |status| status.etcd_cluster_id = id);
         shared.heard(name, link.client().heard());
+        shared.relayed(name, None);
         self.connection = Connection::Linked(Box::new(link));
         Input::Opened
     }

@@ -1,6 +1,7 @@
 //! One connection to one peer: opening it, and what runs on it side by side.
 use std::{convert::Infallible, sync::Arc};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::{
     sync::{Mutex, watch},
@@ -8,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    ConfigFile, Layer, MemberEvent, Options,
+    ConfigFile, Layer, MemberEvent, Options, Relayed,
     machine::{Failure, Retry, Seen},
     shared::Shared,
 };
@@ -113,6 +114,8 @@ pub(super) struct Opened {
     client: Client,
     /// From where a watch sees every later heartbeat.
     after: i64,
+    /// It is the cache of another node, which has a word of its own to say.
+    relayed: bool,
 }
 
 /// Dials one of the file's endpoints, or of those of the cache of the node `relay`, and reads the
@@ -135,11 +138,17 @@ pub(super) async fn open(
     let dial = context.options.dial.connect(&context.name, &file, endpoint);
     let client = dial.await;
     let client = client.map_err(|error| failed(error).failure(tls, false))?;
-    let opened = establish(&context.name, client.clone()).await;
-    opened.map_err(|error| failed(error).failure(tls, client.heard().any()))
+    let after = establish(&context.name, client.clone()).await;
+    let after = after.map_err(|error| failed(error).failure(tls, client.heard().any()))?;
+    Ok(Opened {
+        client,
+        after,
+        relayed: relay.is_some(),
+    })
 }
 
-async fn establish(name: &ClusterName, client: Client) -> Result<Opened, etcd::Error> {
+/// Returns from where to watch the heartbeat.
+async fn establish(name: &ClusterName, client: Client) -> Result<i64, etcd::Error> {
     let mut list = client.list(keyspace::HEARTBEAT);
     let mut after = 0;
     while let Some(page) = list.page().await? {
@@ -158,7 +167,7 @@ async fn establish(name: &ClusterName, client: Client) -> Result<Opened, etcd::E
         Err(error) => return Err(error),
     }
     drop(list);
-    Ok(Opened { client, after })
+    Ok(after)
 }
 
 /// A connection in use.
@@ -174,7 +183,11 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(context: Arc<Context>, file: &ConfigFile, opened: Opened) -> Self {
-        let Opened { client, after } = opened;
+        let Opened {
+            client,
+            after,
+            relayed,
+        } = opened;
         let tls = file
             .connect
             .endpoints
@@ -182,7 +195,8 @@ impl Link {
             .any(|e| file.connect.uses_tls(e));
         let (sender, seen) = watch::channel(Seen::default());
         let sender = Arc::new(sender);
-        let work = work(context, client.clone(), after, Arc::clone(&sender));
+        let of_link = (after, relayed);
+        let work = work(context, client.clone(), of_link, Arc::clone(&sender));
         let work = Box::pin(work);
         Self {
             client,
@@ -251,13 +265,16 @@ impl Link {
 async fn work(
     context: Arc<Context>,
     client: Client,
-    after: i64,
+    (after, relayed): (i64, bool),
     seen: Arc<watch::Sender<Seen>>,
 ) -> Error {
+    let config = keyspace::cluster_config_key(&context.name);
+    let configured = |value| seen.send_modify(|seen| seen.config = Some(value));
     let result: Result<Infallible, Error> = tokio::select! {
         biased;
         result = heartbeat(&client, after, &seen) => result,
-        result = cluster_config(&client, &context.name, &seen) => result,
+        result = follow_key(&client, &config, configured) => result,
+        result = relayed_state(&client, &context), if relayed => result,
         result = probe(&client, &context.options) => result,
     };
     let Err(error) = result;
@@ -294,17 +311,25 @@ async fn heartbeat(
     }
 }
 
-/// Notes the peer's configuration as it is now, and each change.
-async fn cluster_config(
+/// Notes what the importing node says of the peer.
+async fn relayed_state(client: &Client, context: &Context) -> Result<Infallible, Error> {
+    follow_key(client, &Relayed::key(&context.name), |value| {
+        let told = value.as_deref().and_then(Relayed::decode);
+        context.shared.relayed(&context.name, told);
+    })
+    .await
+}
+
+/// Tells the value of a key as it is now, and each change.
+async fn follow_key(
     client: &Client,
-    name: &ClusterName,
-    seen: &watch::Sender<Seen>,
+    key: &str,
+    tell: impl Fn(Option<Bytes>),
 ) -> Result<Infallible, Error> {
-    let key = keyspace::cluster_config_key(name);
     loop {
-        let (value, from) = client.get_from(&key).await?;
-        seen.send_modify(|seen| seen.config = Some(value));
-        let mut watch = client.watch_key(&key, from).await?;
+        let (value, from) = client.get_from(key).await?;
+        tell(value);
+        let mut watch = client.watch_key(key, from).await?;
         let ended = loop {
             match watch.recv().await {
                 Ok(Some(events)) => {
@@ -315,7 +340,7 @@ async fn cluster_config(
                             Event::Put(entry) => Some(entry.value),
                             Event::Delete { .. } => None,
                         });
-                    seen.send_modify(|seen| seen.config = Some(newest));
+                    tell(newest);
                 }
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),

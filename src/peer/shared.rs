@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Layer, Options, PeerStatus, SyncedKinds};
+use super::{Layer, Options, PeerStatus, Relayed, SyncedKinds};
 use crate::{
     etcd::Heard,
     types::{ClusterId, ClusterName},
@@ -31,6 +31,8 @@ struct Slot {
     refused: Option<String>,
     /// When the last connection last heard from the peer.
     heard: Option<Heard>,
+    /// What the node says whose cache the last connection was to.
+    relayed: Option<Relayed>,
     /// The only id that its file lets it have.
     pinned: Option<ClusterId>,
 }
@@ -80,6 +82,13 @@ impl Shared {
     pub(super) fn release(&self, name: &ClusterName) {
         lock(&self.ids).retain(|_, holder| holder != name);
         self.freed.send_replace(());
+    }
+
+    /// Notes what the importing node says of a peer.
+    pub(super) fn relayed(&self, name: &ClusterName, relayed: Option<Relayed>) {
+        if let Some(slot) = lock(&self.peers).get_mut(name) {
+            slot.relayed = relayed;
+        }
     }
 
     /// Notes the id that a peer's file pins.
@@ -158,6 +167,7 @@ impl Slot {
             status,
             refused: None,
             heard: None,
+            relayed: None,
             pinned: None,
         }
     }
@@ -176,6 +186,9 @@ impl Slot {
                 status.layer = status.layer.or(Some(Layer::Heartbeat));
                 status.status = format!("no answer for {} s; {}", silence.as_secs(), status.status);
             }
+        }
+        if let Some(relayed) = &self.relayed {
+            relayed.show(&mut status);
         }
         if let Some(refused) = &self.refused {
             status.layer = Some(Layer::File);

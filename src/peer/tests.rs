@@ -1,4 +1,5 @@
 mod net;
+mod relayed;
 mod session;
 mod sim;
 mod trust;
