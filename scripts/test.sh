@@ -33,6 +33,8 @@ run cargo test --locked --lib --bins --test tidy --test memory --test etcd
 run cargo test --locked --test conformance -- --test-threads=8
 # Alone and one after another: the story counts connections per second.
 run cargo test --locked --test kernel -- --test-threads=1
+run env TOMBOLO_ATTACH_MODE=clsact cargo test --locked --test kernel -- --test-threads=1 \
+    enforcer:: packets::
 # Alone as well: it compares latencies.
 run cargo test --locked --test hostile
 run scripts/test-compose.sh

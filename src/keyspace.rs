@@ -6,7 +6,10 @@ pub use self::{
     check::{Rejection, decode_identity, identity_of_key, parse_identity_id},
     exports::{ClientIpConfig, ExportPort, ServiceExportRecord, SessionAffinityConfig, Timestamp},
     gojson::Mask,
-    layout::{HEARTBEAT, KEY_OF_RELAYED_STATE, Layout, cluster_config_key, is_component, parse_canary, synced_prefix},
+    layout::{
+        HEARTBEAT, KEY_OF_RELAYED_STATE, Layout, cluster_config_key, is_component, parse_canary,
+        synced_prefix,
+    },
     records::{
         Capabilities, Cidr, ClusterConfig, IpRecord, NodeAddress, NodeRecord, ServicePort,
         ServicePorts, ServiceRecord,

@@ -14,7 +14,7 @@ use crate::lab::{
     DB, EMPLOYEE, Helper, Pod, STRANGER, attached, eventually, isolated, options, run, serve, v6,
 };
 
-const TARGET: &str = "10.1.0.2:6379";
+pub(crate) const TARGET: &str = "10.1.0.2:6379";
 pub(crate) const DB_ID: IdentityId = IdentityId(101 << 16 | 1);
 pub(crate) const EMPLOYEE_ID: IdentityId = IdentityId(102 << 16 | 2);
 pub(crate) const STRANGER_ID: IdentityId = IdentityId(102 << 16 | 3);
@@ -112,7 +112,7 @@ pub(crate) fn ip(address: &str, identity: Option<IdentityId>) -> Change {
     }
 }
 
-fn allow(identity: IdentityId, on: bool) -> Change {
+pub(crate) fn allow(identity: IdentityId, on: bool) -> Change {
     let direction = Direction::Ingress;
     let key = PolicyKey {
         endpoint: EndpointId(1),
@@ -150,7 +150,7 @@ fn allow_udp(identity: IdentityId, on: bool) -> Change {
     })
 }
 
-fn default_deny(on: bool) -> Change {
+pub(crate) fn default_deny(on: bool) -> Change {
     let mut mode = EndpointMode::default();
     mode.default_deny.ingress = on;
     Change::Map(MapDelta::Endpoint {

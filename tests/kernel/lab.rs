@@ -346,6 +346,7 @@ fn pod() {
             let answer = socket.recv(&mut [0]).map_err(|error| error.kind());
             word(sent && answer == Err(std::io::ErrorKind::ConnectionRefused))
         }
+        ["udp-heard"] => word(udp_client.lock().unwrap().is_some()),
         ["udp-pull"] => word(udp_socket.as_ref().unwrap().recv(&mut [0]).is_ok()),
         ["datagram", from, to] => {
             let socket = UdpSocket::bind((from, 0)).unwrap();

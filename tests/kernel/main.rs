@@ -9,6 +9,7 @@ mod cluster;
 mod egress;
 mod enforcer;
 mod lab;
+mod lifecycle;
 mod mesh;
 mod packets;
 mod policy;
