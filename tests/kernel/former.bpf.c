@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The maps of version 1 and programs that keep to them: ingress passes what the policy map lists for
- * TCP over IPv4 and what belongs to a flow, egress notes the flows that the endpoint opens. Enough
- * for a migration to have something to take over; never part of the agent.
+ * The maps of version 1 and programs that keep to them: ingress passes what the policy map lists
+ * for TCP over IPv4 and what belongs to a flow, egress notes the flows that the endpoint opens.
+ * Enough for a migration to have something to take over; never part of the agent.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
