@@ -225,7 +225,7 @@ mod tests {
             timing: peer::Timing::default(),
             dial: peer::Dial::default(),
             random: peer::Random::default(),
-            route: tokio::sync::watch::channel(peer::Route::Direct).1,
+            route: watch::channel(Route::Direct).1,
         };
         let registry = peer::Registry::new(options, |_| tokio::sync::mpsc::channel(1).0);
         let store = Store::new(crate::store::Options {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyPair};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
@@ -21,20 +21,21 @@ use crate::{
     types::{ClusterId, ClusterName, MaxClusters},
 };
 
-/// A certificate signed by itself, and its key.
-fn certificate(is_ca: IsCa) -> (String, String) {
-    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    params.is_ca = is_ca;
+/// A CA and its certificate.
+fn ca() -> (Issuer<'static, KeyPair>, String) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
-    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
-}
-
-fn ca() -> String {
-    certificate(IsCa::Ca(BasicConstraints::Unconstrained)).0
+    let pem = params.self_signed(&key).unwrap().pem();
+    (Issuer::new(params, key), pem)
 }
 
 fn trust(dir: &Path) -> ClientTrust {
-    let (cert, key) = certificate(IsCa::NoCa);
+    let (issuer, ca) = ca();
+    let key = KeyPair::generate().unwrap();
+    let mut server = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    server.distinguished_name = DistinguishedName::new();
+    let cert = server.signed_by(&key, &issuer).unwrap().pem();
     let write = |name: &str, pem: &str| {
         let path = dir.join(name);
         fs::write(&path, pem).unwrap();
@@ -42,8 +43,8 @@ fn trust(dir: &Path) -> ClientTrust {
     };
     let paths = Paths {
         cert: write("server.crt", &cert),
-        key: write("server.key", &key),
-        ca: write("ca.crt", &ca()),
+        key: write("server.key", &key.serialize_pem()),
+        ca: write("ca.crt", &ca),
     };
     ServerTls::load(paths).unwrap().trust()
 }
@@ -95,7 +96,7 @@ async fn ca_of_a_peer_vouches_for_it_before_anybody_reached_it() {
     let look = Timing::default().trust_check + Duration::from_secs(1);
     tokio::time::sleep(look).await;
     assert_eq!(trust.refusals().len(), 1);
-    fs::write(&west, ca()).unwrap();
+    fs::write(&west, ca().1).unwrap();
     tokio::time::sleep(look).await;
     assert!(trust.refusals().is_empty());
     // Dialled in vain, and then removed: nothing looks at the file any more.
