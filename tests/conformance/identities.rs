@@ -35,9 +35,9 @@ async fn r12_an_identity_without_the_label_of_its_cluster_is_dropped() {
     world.stop().await;
 }
 
-/// Beside the case itself: the labels of reserved identities are nobody's to give.
+/// Beside R12: the labels of reserved identities are nobody's to give.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn r12_an_identity_with_a_reserved_label_is_dropped() {
+async fn an_identity_with_a_reserved_label_is_dropped() {
     let (peer, world) = west().await;
     let own = "k8s:io.cilium.k8s.policy.cluster=west;";
     for label in ["reserved:host=", "$host", "reserved.host", "reserved:x=y"] {
