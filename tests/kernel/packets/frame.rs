@@ -6,8 +6,6 @@ use std::net::IpAddr;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
-pub(crate) const FRAGMENT: u8 = 44;
-pub(crate) const AH: u8 = 51;
 pub(crate) const ICMPV6: u8 = 58;
 pub(crate) const SCTP: u8 = 132;
 
@@ -190,26 +188,6 @@ impl Frame {
         out.extend(rest);
         out
     }
-}
-
-/// An IPv6 extension header of `units` times eight bytes behind the first eight; for
-/// [`AH`] of `units` times four behind the first twelve.
-pub(crate) fn extension(number: u8, units: u8) -> (u8, Vec<u8>) {
-    let (length, bytes) = match number {
-        AH => (units + 1, 12 + usize::from(units) * 4),
-        _ => (units, 8 + usize::from(units) * 8),
-    };
-    let mut header = vec![0; bytes];
-    header[1] = length;
-    (number, header)
-}
-
-/// The fragment header of IPv6; `offset` in units of eight bytes.
-pub(crate) fn fragment(id: u32, offset: u16, more: bool) -> (u8, Vec<u8>) {
-    let mut header = vec![0, 0];
-    header.extend((offset << 3 | u16::from(more)).to_be_bytes());
-    header.extend(id.to_be_bytes());
-    (FRAGMENT, header)
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

@@ -2,19 +2,14 @@
 //! parser, identities and addresses as keys through the mesh, both through the engine and the
 //! reconciler into maps, and frames through the programs. Beside the kernel it keeps what the engine
 //! said, for the verdict function.
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, path::Path, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use serde_json::json;
 use tombolo::{
     enforcer::{
-        Change,
+        self, Change,
         kernel::{
             Kernel,
             test_run::{Program, Programs},
@@ -24,8 +19,8 @@ use tombolo::{
     keyspace::{ClusterConfig, KeyEvent, Kind},
     mesh::{Delta, Deltas, Mesh, Settings, Terms},
     policy::{
-        self, Direction, EndpointMode, Engine, MapDelta, Origin, PolicyEntry, PolicyKey, parse,
-        verdict,
+        self, Direction, EndpointMode, Enforcement, Engine, MapDelta, Origin, PolicyEntry,
+        PolicyKey, parse, verdict,
     },
     store::{self, Store},
     types::{
@@ -62,7 +57,7 @@ pub(crate) enum Moment {
 
 /// Everything between the texts and the verdicts.
 pub(crate) struct Street {
-    root: PathBuf,
+    options: enforcer::Options,
     mesh: Mesh,
     deltas: Deltas,
     revision: i64,
@@ -100,7 +95,12 @@ pub(crate) fn interfaces(count: usize) {
 impl Street {
     /// Has everything of `world` in maps below `root`, which is a directory of a bpffs.
     pub(crate) fn new(root: &Path, world: &World) -> Self {
-        let (kernel, _, _) = Kernel::open(root).unwrap();
+        let options = enforcer::Options {
+            bpf_root: root.to_owned(),
+            max_clusters: MAX,
+            ..enforcer::Options::default()
+        };
+        let (kernel, _, _) = Kernel::open(&options).unwrap();
         let deltas = Deltas::new(DELTAS);
         let cache = Store::new(store::Options {
             cluster_id: 7,
@@ -113,14 +113,14 @@ impl Street {
             node_name: "node1".into(),
         };
         let mut street = Self {
-            root: root.to_owned(),
             mesh: Mesh::new(settings, cache, deltas.clone()),
             deltas,
             revision: 0,
             engine: engine(world),
             said: Said::default(),
-            reconciler: Reconciler::open(kernel, MAX).unwrap(),
-            programs: Programs::open(root).unwrap(),
+            reconciler: Reconciler::open(kernel, &options).unwrap(),
+            programs: Programs::open(&options).unwrap(),
+            options,
             ifindexes: Vec::new(),
         };
         street.fill(world);
@@ -156,6 +156,9 @@ impl Street {
             let index = std::fs::read_to_string(path).unwrap();
             self.ifindexes.push(index.trim().parse().unwrap());
         }
+        let mut out = Vec::new();
+        self.engine.apply_endpoint(&EndpointEvent::Synced, &mut out);
+        self.map(out);
         self.apply(vec![Change::Endpoint(EndpointEvent::Synced)]);
     }
 
@@ -265,7 +268,12 @@ impl Street {
                     Some(target) => self.said.addresses.insert(prefix, target.identity),
                     None => self.said.addresses.remove(&prefix),
                 };
+                let identity = target.map(|target| target.identity);
+                self.engine.apply_address(prefix, identity, &mut out);
                 changes.push(Change::Ip { prefix, target });
+            }
+            Delta::NamedPorts { prefix, ports } => {
+                self.engine.apply_named_ports(prefix, &ports, &mut out);
             }
             Delta::Synced { cluster } => changes.push(Change::Synced { cluster }),
             Delta::Removed { cluster } => changes.push(Change::RemovedCluster { cluster }),
@@ -288,6 +296,7 @@ impl Street {
             addresses: vec![endpoint.v4.into(), endpoint.v6.into()],
             interface: Some(interface(place)),
             named_ports: endpoint.ports.iter().map(named).collect(),
+            audit: false,
         }));
         let mut out = Vec::new();
         self.engine.apply_endpoint(&event, &mut out);
@@ -332,7 +341,7 @@ impl Street {
 impl Drop for Street {
     fn drop(&mut self) {
         // Its maps are large, and the next world needs the room.
-        drop(std::fs::remove_dir_all(&self.root));
+        drop(std::fs::remove_dir_all(&self.options.bpf_root));
     }
 }
 
@@ -408,10 +417,16 @@ impl Said {
 }
 
 fn engine(world: &World) -> Engine {
-    Engine::new(policy::Options {
+    let options = policy::Options {
         cluster: world.cluster.parse().unwrap(),
         default_local_cluster: world.default_local,
-    })
+        enforcement: match world.enforcement {
+            model::Enforcement::Default => Enforcement::Default,
+            model::Enforcement::Always => Enforcement::Always,
+            model::Enforcement::Never => Enforcement::Never,
+        },
+    };
+    Engine::new(options, [])
 }
 
 fn id(place: usize) -> EndpointId {
