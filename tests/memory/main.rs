@@ -17,10 +17,14 @@ const IDENTITIES: u32 = 25_000;
 /// The aim is 512 B; debug assertions and the allocator's mood are within the rest.
 const BYTES_MAX: usize = 512;
 
+/// Without pages of the program's file, which come in as its code is first run.
 fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kibibytes = line.unwrap().trim().trim_end_matches(" kB");
+    kibibytes.parse::<usize>().unwrap() * 1024
 }
 
 fn upsert(kind: Kind, suffix: String, value: String) -> KeyEvent {
