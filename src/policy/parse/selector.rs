@@ -157,14 +157,23 @@ fn cilium_key(at: &At<'_>, text: &str) -> Result<Key, ParseError> {
             let expected = "a reserved label that identities have (such as reserved:host)";
             return Err(at.refuse(Refusal::value(text, expected)));
         }
-        Some((source @ ("k8s" | "reserved" | "container" | "unspec"), key)) => (Some(source), key),
+        // What is no workload is selected by toCIDR and fromCIDR alone.
+        Some((source, key)) if is_source(source) && !matches!(source, "cidr" | "fqdn") => {
+            (Some(source), key)
+        }
         Some(_) => {
-            let expected = "a label key with source k8s, any, reserved, container or unspec";
+            let expected = "a label key with the source of a workload's labels, such as k8s or any";
             return Err(at.refuse(Refusal::value(text, expected)));
         }
     };
     let key = checked_key(at, key)?;
     Ok((source.map(str::to_owned), key.to_owned()))
+}
+
+/// Sources are names that whoever makes the labels chooses.
+fn is_source(text: &str) -> bool {
+    let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    (1..=63).contains(&text.len()) && text.bytes().all(ok)
 }
 
 fn checked_key<'t>(at: &At<'_>, text: &'t str) -> Result<&'t str, ParseError> {

@@ -159,7 +159,7 @@ impl Look<'_> {
     fn answer(&mut self, packet: &Packet) {
         let answered = match packet.load {
             Load::Tcp(_) | Load::Udp(_) | Load::Sctp(_) => true,
-            Load::Icmp(kind) => kind == 8 || kind == 128,
+            Load::Icmp(kind) => kind == if packet.remote.is_ipv6() { 128 } else { 8 },
             Load::Other(_) => false,
         };
         if !answered {

@@ -10,6 +10,7 @@ use serde_json::json;
 use tombolo::{
     enforcer::{
         self, Change,
+        datapath::Datapath as _,
         kernel::{
             Kernel,
             test_run::{Program, Programs},
@@ -87,7 +88,8 @@ pub(crate) fn interfaces(count: usize) {
     for place in 0..count {
         let name = interface(place);
         run(&format!(
-            "ip link add {name} type dummy; ip link set {name} up"
+            "ip link add {name} type veth peer name p{name}; ip link set {name} up; \
+             ip link set p{name} up"
         ));
     }
 }
@@ -101,6 +103,9 @@ impl Street {
             ..enforcer::Options::default()
         };
         let (kernel, _, _) = Kernel::open(&options).unwrap();
+        let places = 0..world.endpoints.len();
+        let ifindexes = places.map(|place| kernel.ifindex(&interface(place)).unwrap());
+        let ifindexes = ifindexes.collect();
         let deltas = Deltas::new(DELTAS);
         let cache = Store::new(store::Options {
             cluster_id: 7,
@@ -121,7 +126,7 @@ impl Street {
             reconciler: Reconciler::open(kernel, &options).unwrap(),
             programs: Programs::open(&options).unwrap(),
             options,
-            ifindexes: Vec::new(),
+            ifindexes,
         };
         street.fill(world);
         street
@@ -152,9 +157,6 @@ impl Street {
         }
         for (place, endpoint) in world.endpoints.iter().enumerate() {
             self.endpoint(place, endpoint);
-            let path = format!("/sys/class/net/{}/ifindex", interface(place));
-            let index = std::fs::read_to_string(path).unwrap();
-            self.ifindexes.push(index.trim().parse().unwrap());
         }
         let mut out = Vec::new();
         self.engine.apply_endpoint(&EndpointEvent::Synced, &mut out);
