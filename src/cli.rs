@@ -20,6 +20,7 @@ use crate::{
 mod bpf;
 pub mod certs;
 mod check;
+mod cleanup;
 mod client;
 mod endpoint;
 mod map;
@@ -85,6 +86,7 @@ enum Verb {
     Policy(PolicyVerb),
     #[command(subcommand)]
     Store(StoreVerb),
+    Cleanup(cleanup::CleanupArgs),
     /// Succeed if the agent is ready; else say what it waits for.
     Health,
     /// Show the version.
@@ -156,6 +158,16 @@ enum Error {
     Store(anyhow::Error),
     #[error("{0:#}")]
     Policy(anyhow::Error),
+    #[error("{0:#}")]
+    Cleanup(anyhow::Error),
+    #[error(
+        "an agent listens at {}; it would go on without programs and maps\n\
+         Stop it first, or use --force and restart it.",
+        path.display()
+    )]
+    Running { path: PathBuf },
+    #[error("remove {}\nRun it as root, then again.", .0.join("\nremove "))]
+    Left(Vec<String>),
     /// Not to be told from an answer by its exit code.
     #[error("{0}")]
     Untold(Box<Self>),
@@ -284,6 +296,7 @@ async fn ask(verb: Verb, client: &client::Client, out: &mut dyn Write) -> Result
     match verb {
         Verb::Agent(_) | Verb::Certs(_) | Verb::Version => {}
         Verb::Store(StoreVerb::Restore(_)) | Verb::Policy(PolicyVerb::Validate(_)) => {}
+        Verb::Cleanup(args) => cleanup::run(&args, client, out).await?,
         Verb::Store(StoreVerb::Backup { file }) => store::backup(client, &file, out).await?,
         Verb::Status {
             verbose,

@@ -37,6 +37,8 @@ mod tests;
 const SOCKET_PATH: &str = "/run/tombolo/tombolo.sock";
 /// Where a host's state is kept unless it is said.
 pub const STATE_DIR: &str = "/var/lib/tombolo";
+/// Where the bpf filesystem is, unless said otherwise.
+pub const BPF_ROOT: &str = "/sys/fs/bpf";
 /// A DNS name's limit, which Kubernetes node names share.
 const NODE_NAME_BYTES_MAX: usize = 253;
 
@@ -343,9 +345,7 @@ impl Raw {
             socket_path,
             kvstore: kvstore.clone(),
             kvstore_source: self.kvstore_source(&kvstore),
-            bpf_root: self
-                .path("bpf-root")
-                .unwrap_or_else(|| "/sys/fs/bpf".into()),
+            bpf_root: self.path("bpf-root").unwrap_or_else(|| BPF_ROOT.into()),
             manifests_dir: self.path("manifests-dir"),
             policy_dir: self.path("policy-dir"),
             listen: self

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     datapath::Error,
     events::Event,
-    kernel::MapUse,
+    kernel::{Cleanup, MapUse, cleanup},
     reconcile::{Change, Status},
 };
 use self::{
@@ -25,7 +25,7 @@ use self::{
     reconcile::Reconciler,
 };
 use crate::{
-    config::{AttachMode, MapSizes},
+    config::{self, AttachMode, MapSizes},
     limits,
     policy::Direction,
     types::{EndpointId, IdentityId, IpPrefix, MaxClusters},
@@ -59,7 +59,7 @@ impl Default for Options {
     /// The agent's defaults.
     fn default() -> Self {
         Self {
-            bpf_root: "/sys/fs/bpf".into(),
+            bpf_root: config::BPF_ROOT.into(),
             max_clusters: MaxClusters::default(),
             attach_mode: AttachMode::default(),
             sizes: MapSizes::default(),

@@ -1,5 +1,5 @@
 //! One HTTP request per connection over the agent's unix socket.
-use std::path::PathBuf;
+use std::{io::ErrorKind, path::PathBuf};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, StatusCode, body::Bytes, body::Incoming, header};
@@ -29,6 +29,18 @@ pub(super) struct Lines {
 impl Client {
     pub(super) fn new(socket: PathBuf) -> Self {
         Self { socket }
+    }
+
+    /// Succeeds if nobody listens there.
+    pub(super) async fn unused(&self) -> Result<(), Error> {
+        let path = self.socket.clone();
+        match UnixStream::connect(&path).await {
+            Ok(_) => Err(Error::Running { path }),
+            Err(source) => match source.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => Ok(()),
+                _ => Err(Error::Connect { path, source }),
+            },
+        }
     }
 
     /// The whole body, whatever the status.

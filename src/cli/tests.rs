@@ -32,6 +32,7 @@ use crate::{
 };
 
 mod check;
+mod cleanup;
 mod metrics;
 mod monitor;
 mod policy;

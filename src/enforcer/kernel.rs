@@ -27,6 +27,7 @@ use crate::{
 pub mod test_run;
 
 mod batch;
+mod cleanup;
 mod counters;
 mod links;
 mod load;
@@ -36,7 +37,14 @@ mod tc;
 mod usage;
 
 use self::links::Links;
-pub use self::{counters::Counters, links::Mode, load::AVAILABLE, pins::SCHEMA, usage::MapUse};
+pub use self::{
+    cleanup::{Cleanup, cleanup},
+    counters::Counters,
+    links::Mode,
+    load::AVAILABLE,
+    pins::SCHEMA,
+    usage::MapUse,
+};
 
 // SAFETY: repr(C), no padding (sizes asserted in abi), any bit pattern is valid.
 #[expect(unsafe_code, reason = "map values are read and written as bytes")]

@@ -111,7 +111,7 @@ impl Traffic {
 }
 
 /// The rules before the word that all is told: what is not confirmed by then is swept.
-fn enforce(running: &Running) {
+pub(crate) fn enforce(running: &Running) {
     let rules = vec![allow(EMPLOYEE_ID, true), default_deny(true)];
     running.send([rules, story()].concat());
 }

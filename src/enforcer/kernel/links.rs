@@ -58,6 +58,11 @@ pub(super) const PROGRAMS: [Program; 2] = [
     },
 ];
 
+/// The directories below that of a version.
+pub(super) const LINKS: &str = "links";
+pub(super) const FILTERS: &str = "filters";
+pub(super) const QDISCS: &str = "qdiscs";
+
 /// Where our programs are attached.
 pub(super) struct Links {
     pub(super) mode: Mode,
@@ -71,9 +76,9 @@ impl Links {
     pub(super) fn open(directory: &Path, mode: Mode) -> Result<Self, Error> {
         let links = Self {
             mode,
-            pins: directory.join("links"),
-            filters: directory.join("filters"),
-            disciplines: directory.join("qdiscs"),
+            pins: directory.join(LINKS),
+            filters: directory.join(FILTERS),
+            disciplines: directory.join(QDISCS),
         };
         for path in [&links.pins, &links.filters, &links.disciplines] {
             fs::create_dir_all(path).map_err(|source| Error::Directory {
@@ -231,14 +236,8 @@ impl Links {
         }
         let discipline = self.disciplines.join(ifindex.to_string());
         if discipline.exists() {
-            let mut others = 0;
-            for program in &PROGRAMS {
-                let fail = |source| fail("detach", ifindex, program, source);
-                others += tc::filters(ifindex, program.clsact).map_err(fail)?.len();
-            }
-            if others == 0 {
-                let fail = |source| fail("detach", ifindex, &PROGRAMS[0], source);
-                tc::remove_clsact(ifindex).map_err(fail)?;
+            if !has_foreign_filters(ifindex)? {
+                remove_discipline(ifindex)?;
             }
             remove_record(&discipline)?;
         }
@@ -280,14 +279,44 @@ impl Attached {
 
 /// Takes our filter away if it is ours by its name.
 pub(super) fn remove_own_filter(ifindex: u32, program: &Program) -> Result<bool, Error> {
-    let fail = |source| fail("detach", ifindex, program, source);
-    let ours = |f: &tc::Filter| f.at_our_place() && f.name == program.name;
-    let there = tc::filters(ifindex, program.clsact).map_err(fail)?;
-    if !there.iter().any(ours) {
+    if !has_own_filter(ifindex, program)? {
         return Ok(false);
     }
-    tc::remove_filter(ifindex, program.clsact).map_err(fail)?;
+    tc::remove_filter(ifindex, program.clsact)
+        .map_err(|source| fail("detach", ifindex, program, source))?;
     Ok(true)
+}
+
+/// Whether our filter is there, told by place and name.
+pub(super) fn has_own_filter(ifindex: u32, program: &Program) -> Result<bool, Error> {
+    Ok(filters(ifindex, program)?
+        .iter()
+        .any(|filter| is_ours(filter, program)))
+}
+
+/// Whether the interface has filters that are not ours.
+pub(super) fn has_foreign_filters(ifindex: u32) -> Result<bool, Error> {
+    for program in &PROGRAMS {
+        let there = filters(ifindex, program)?;
+        if there.iter().any(|filter| !is_ours(filter, program)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Takes the discipline away with all its filters.
+pub(super) fn remove_discipline(ifindex: u32) -> Result<(), Error> {
+    tc::remove_clsact(ifindex).map_err(|source| fail("detach", ifindex, &PROGRAMS[0], source))
+}
+
+fn filters(ifindex: u32, program: &Program) -> Result<Vec<tc::Filter>, Error> {
+    tc::filters(ifindex, program.clsact)
+        .map_err(|source| fail("list filters of", ifindex, program, source))
+}
+
+fn is_ours(filter: &tc::Filter, program: &Program) -> bool {
+    filter.at_our_place() && filter.name == program.name
 }
 
 /// All interfaces: index and name.
@@ -337,9 +366,7 @@ pub(super) fn take_over_link(
 /// Puts our program into our filter's place; false if our filter is not there.
 fn take_over_filter(ebpf: &mut Ebpf, ifindex: u32, program: &Program) -> Result<bool, Error> {
     let fail = |source| fail("take over", ifindex, program, source);
-    let ours = |f: &tc::Filter| f.at_our_place() && f.name == program.name;
-    let there = tc::filters(ifindex, program.clsact).map_err(fail)?;
-    if !there.iter().any(ours) {
+    if !has_own_filter(ifindex, program)? {
         return Ok(false);
     }
     let loaded = classifier(ebpf, program.name)?;
@@ -355,12 +382,18 @@ fn record(ifindex: u32, program: &Program) -> String {
 
 /// What a directory of pins or records holds, with the file's name.
 pub(super) fn recorded(directory: &Path) -> Result<Vec<(u32, &'static Program, String)>, Error> {
-    let parse = |name: String| {
-        let (index, direction) = name.split_once('-')?;
-        let program = PROGRAMS.iter().find(|p| p.direction == direction)?;
-        Some((index.parse().ok()?, program, name))
+    let known = |name: String| {
+        let (ifindex, program) = parse(&name)?;
+        Some((ifindex, program, name))
     };
-    Ok(names(directory)?.into_iter().filter_map(parse).collect())
+    Ok(names(directory)?.into_iter().filter_map(known).collect())
+}
+
+/// What the name of a pin or record says; the inverse of `record`.
+pub(super) fn parse(name: &str) -> Option<(u32, &'static Program)> {
+    let (ifindex, direction) = name.split_once('-')?;
+    let program = PROGRAMS.iter().find(|p| p.direction == direction)?;
+    Some((ifindex.parse().ok()?, program))
 }
 
 fn names(directory: &Path) -> Result<Vec<String>, Error> {
