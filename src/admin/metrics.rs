@@ -13,7 +13,7 @@ use prometheus::{
 };
 
 pub use self::mesh::register_mesh;
-use crate::{policy::Direction, types::EndpointId};
+use crate::{enforcer::MapUse, policy::Direction, types::EndpointId};
 
 mod mesh;
 
@@ -103,6 +103,25 @@ pub fn register_datapath(
     registry.register(Box::new(Statuses::new(DATAPATH.to_vec(), Arc::new(read))?))
 }
 
+/// Registers how full the datapath's maps are, read by `read` at each scrape.
+///
+/// # Errors
+/// If it is registered already.
+pub fn register_maps(
+    registry: &prometheus::Registry,
+    read: impl Fn() -> Vec<MapUse> + Send + Sync + 'static,
+) -> Result<(), prometheus::Error> {
+    let read = move || {
+        let sample = |map: MapUse| Sample {
+            family: 0,
+            labels: vec![map.name],
+            value: f64::from(map.entries) / f64::from(map.capacity.max(1)),
+        };
+        read().into_iter().map(sample).collect()
+    };
+    registry.register(Box::new(Statuses::new(MAPS.to_vec(), Arc::new(read))?))
+}
+
 /// Registers what is known of policies.
 ///
 /// # Errors
@@ -148,6 +167,14 @@ const DATAPATH: &[Family] = &[
         labels: &["policy", "rule"],
     },
 ];
+
+const MAPS: &[Family] = &[Family {
+    name: "tombolo_bpf_map_pressure",
+    help: "How full each map of the datapath is, 1 is full; large ones are estimated. tombolo map list has \
+           the numbers; conntrack maps forget the oldest flows, others want larger --bpf-*-max.",
+    kind: GAUGE,
+    labels: &["map_name"],
+}];
 
 const POLICIES: &[Family] = &[
     Family {

@@ -4,7 +4,7 @@ use crate::{
         State,
         metrics::{self, DropCount, EndpointDrops, RuleHits},
     },
-    enforcer::{Count, Counts, Handle},
+    enforcer::{Count, Counts, Handle, MapUse},
     policy::RuleNames,
 };
 
@@ -12,9 +12,18 @@ use crate::{
 pub(super) fn register(state: &State, handle: Handle) -> Result<(), prometheus::Error> {
     let by_reason = handle.clone();
     metrics::register_drops(&state.registry, move || drops(&by_reason))?;
+    let maps = handle.clone();
+    metrics::register_maps(&state.registry, move || usage(&maps))?;
     let rules = state.events.rules.clone();
     metrics::register_datapath(&state.registry, move || {
         (of_endpoints(&handle), hits(&handle, &rules))
+    })
+}
+
+fn usage(handle: &Handle) -> Vec<MapUse> {
+    handle.map_usage().unwrap_or_else(|error| {
+        tracing::warn!(%error, "The datapath's maps could not be counted");
+        Vec::new()
     })
 }
 

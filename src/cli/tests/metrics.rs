@@ -128,6 +128,15 @@ fn promtool_has_nothing_to_say_about_the_metrics() {
         (vec![drops], vec![hits])
     })
     .unwrap();
+    admin::metrics::register_maps(registry, || {
+        let map = |name: &str, entries, capacity| enforcer::MapUse {
+            name: name.to_owned(),
+            entries,
+            capacity,
+        };
+        vec![map("policy", 768, 1024), map("cidr", 0, 65_536)]
+    })
+    .unwrap();
     admin::metrics::register_source(registry, || vec![("oversize", 2)]).unwrap();
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let at = |name: &str| agent.dir.path().join(name);
@@ -160,6 +169,8 @@ fn promtool_has_nothing_to_say_about_the_metrics() {
         "tombolo_certificate_expiry",
         "tombolo_serve_",
         "tombolo_kvstore_connected",
+        "tombolo_bpf_map_pressure{map_name=\"policy\"} 0.75\n",
+        "tombolo_bpf_map_pressure{map_name=\"cidr\"} 0\n",
         "tombolo_policy_implementation_delay_count{source=\"file\"} 1",
         "tombolo_policy_max_revision 8",
         "tombolo_policies{source=\"cluster\"} 0",
