@@ -2,9 +2,9 @@
 /*
  * Policy between a container's host-side veth and the rest of the world.
  *
- * to_container   TCX egress of the veth: ingress policy of the endpoint behind
- * it. from_container TCX ingress of the veth: anti-spoofing, and the endpoint's
- * egress policy.
+ * to_container: TCX egress of the veth, where the endpoint's ingress policy is asked.
+ * from_container: TCX ingress of the veth, where spoofed sources are dropped and the endpoint's
+ * egress policy is asked.
  *
  * Both are the same program; the direction is known when it is compiled.
  *
@@ -124,11 +124,10 @@ static __always_inline void opening(struct candidate *c, const struct packet *p,
 }
 
 /*
- * A packet without an entry that opens nothing. Of TCP and SCTP it belongs to a
- * flow that was forgotten, or never seen; what the endpoint last used its port
- * for says who opened it. An unknown port counts as the sender's flow, but what
- * a container says of itself makes no entry then: it might be the answer in a
- * flow that nobody let in.
+ * A packet without an entry that opens nothing. Of TCP and SCTP it belongs to a flow that was
+ * forgotten, or never seen; what the endpoint last used its port for says who opened it. An unknown
+ * port counts as the sender's flow, but makes no entry: the packet might be the answer in a flow
+ * that nobody let in, and each side's are judged by that side's policy.
  */
 static __always_inline void midstream(struct candidate *c, struct packet *p, __u32 endpoint,
                                       __u32 direction)
@@ -145,8 +144,7 @@ static __always_inline void midstream(struct candidate *c, struct packet *p, __u
         if (!has_roles(&p->tuple))
                 return;
         c->flags = TB_FLOW_REPLIED;
-        if ((role == TB_ROLE_UNKNOWN && direction == TB_EGRESS) ||
-            (p->tuple.proto == IPPROTO_TCP && p->detail & TCP_RST))
+        if (role == TB_ROLE_UNKNOWN || (p->tuple.proto == IPPROTO_TCP && p->detail & TCP_RST))
                 c->track = 0;
 }
 

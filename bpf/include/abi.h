@@ -43,6 +43,9 @@
 #define TB_IDENTITY_WORLD_IPV4 9
 #define TB_IDENTITY_WORLD_IPV6 10
 
+/* Flag of a value in a trie: the prefix is one of IPv4. */
+#define TB_PREFIX_IPV4 (1U << 0)
+
 /* Flags of a flow. */
 #define TB_FLOW_REPLIED (1U << 0)
 #define TB_FLOW_OPENER_CLOSED (1U << 1)

@@ -35,6 +35,15 @@ enum action {
         AUDIT = TB_ACTION_AUDIT,
 };
 
+/*
+ * A short prefix of IPv6, such as ::/3, has the mapped form of every IPv4 address in it too. As any
+ * prefix of IPv4 is longer than that, such a hit says that there is none of IPv4.
+ */
+static __always_inline bool is_of_family(__u32 flags, const struct tb_address *address)
+{
+        return !(flags & TB_PREFIX_IPV4) == !is_v4_mapped(address);
+}
+
 /* Mesh addresses before the mesh's prefixes before those that policies name, else the world. */
 static __noinline __u32 identity_of(const struct tb_address *address)
 {
@@ -47,13 +56,15 @@ static __noinline __u32 identity_of(const struct tb_address *address)
                 key.prefix_bits = 128;
                 key.address = *address;
                 value = bpf_map_lookup_elem(&ipcache_lpm, &key);
+                if (value && !is_of_family(value->flags, address))
+                        value = NULL;
                 if (value && value->identity)
                         return value->identity;
         }
         if (!value) {
                 struct tb_cidr_value *named = bpf_map_lookup_elem(&cidr, &key);
 
-                if (named && named->identity)
+                if (named && named->identity && is_of_family(named->flags, address))
                         return named->identity;
         }
         return is_v4_mapped(address) ? TB_IDENTITY_WORLD_IPV4 : TB_IDENTITY_WORLD_IPV6;

@@ -33,6 +33,8 @@ pub const CONFIG_REPORT_VERDICTS: u32 = 4;
 pub const CONFIG_REPORT_TRACES: u32 = 8;
 /// Level masks of an endpoint.
 pub const LEVELS: usize = 4;
+/// Flag of a value in a trie: the prefix is one of IPv4.
+pub const PREFIX_IPV4: u16 = 1;
 /// Reasons that are counted, per direction.
 pub const REASONS: usize = 16;
 /// Reason of packets that went through.
@@ -81,7 +83,7 @@ pub struct IpcacheValue {
     pub identity: u32,
     /// Who said so; lets a restart know whose entry it is.
     pub cluster: u16,
-    /// None yet.
+    /// [`prefix_flags`] in the trie, else zero.
     pub flags: u16,
 }
 
@@ -89,6 +91,16 @@ pub struct IpcacheValue {
 #[must_use]
 pub fn lpm_bits(prefix: &IpPrefix) -> u32 {
     u32::from(prefix.prefix_len()) + if prefix.addr().is_ipv4() { 96 } else { 0 }
+}
+
+/// The flags of a value in a trie: a prefix of one family matches no address of the other.
+#[must_use]
+pub const fn prefix_flags(prefix: &IpPrefix) -> u16 {
+    if prefix.addr().is_ipv4() {
+        PREFIX_IPV4
+    } else {
+        0
+    }
 }
 
 /// The inverse of [`lpm_bits`] with its address; `None` for what we never write.
@@ -109,7 +121,7 @@ pub fn prefix(bits: u32, addr: Address) -> Option<IpPrefix> {
 pub struct CidrValue {
     /// An identity of this node.
     pub identity: u32,
-    /// None yet.
+    /// [`prefix_flags`].
     pub flags: u32,
 }
 

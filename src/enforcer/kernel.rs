@@ -94,11 +94,20 @@ impl Datapath for Kernel {
                 .ipcache
                 .insert(IpPrefix::host(abi::ip(addr)), value);
         }
+        let mut unmarked = Vec::new();
         for entry in self.ipcache_lpm.iter() {
             let (key, value) = entry.map_err(map_error("ipcache_lpm", "read"))?;
             if let Some(prefix) = abi::prefix(key.prefix_len(), key.data()) {
-                observed.ipcache.insert(prefix, value);
+                let bare = abi::IpcacheValue { flags: 0, ..value };
+                if value.flags != abi::prefix_flags(&prefix) {
+                    unmarked.push((prefix, bare));
+                }
+                observed.ipcache.insert(prefix, bare);
             }
+        }
+        // Of the former version, which told no family from the other; before a program reads them.
+        for (prefix, value) in unmarked {
+            self.set_ipcache(&prefix, Some(value))?;
         }
         for entry in self.policy.iter() {
             let (key, value) = entry.map_err(map_error("policy", "read"))?;
@@ -137,7 +146,11 @@ impl Datapath for Kernel {
         }
         let key = lpm_trie::Key::new(abi::lpm_bits(prefix), addr);
         match value {
-            Some(value) => self.ipcache_lpm.insert(&key, value, 0),
+            Some(value) => {
+                let flags = abi::prefix_flags(prefix);
+                let value = abi::IpcacheValue { flags, ..value };
+                self.ipcache_lpm.insert(&key, value, 0)
+            }
             None => or_absent(self.ipcache_lpm.remove(&key)),
         }
         .map_err(map_error("ipcache_lpm", op(value.is_some())))
@@ -164,7 +177,8 @@ impl Datapath for Kernel {
         let key = lpm_trie::Key::new(abi::lpm_bits(prefix), abi::address(prefix.addr()));
         match value {
             Some(IdentityId(identity)) => {
-                let value = abi::CidrValue { identity, flags: 0 };
+                let flags = abi::prefix_flags(prefix).into();
+                let value = abi::CidrValue { identity, flags };
                 self.cidr.insert(&key, value, 0)
             }
             None => or_absent(self.cidr.remove(&key)),

@@ -164,6 +164,41 @@ fn icmp_is_judged_by_its_type() {
     });
 }
 
+/// A short prefix of IPv6 has the mapped form of IPv4 addresses in it, and is none of theirs.
+#[test]
+fn prefixes_match_addresses_of_their_own_family_only() {
+    crate::lab::isolated(
+        "packets::verdicts::prefixes_match_addresses_of_their_own_family_only",
+        || {
+            let mut datapath = Datapath::start(&Options::default());
+            let named = |prefix: &str, n: u32| {
+                Change::Map(MapDelta::Cidr {
+                    prefix: prefix.parse().unwrap(),
+                    identity: Some(IdentityId(1 << 24 | n)),
+                })
+            };
+            let [db, db6] = both(DB);
+            let outside: IpAddr = "198.51.100.1".parse().unwrap();
+            let outside6: IpAddr = "1::1".parse().unwrap();
+            for (prefix, of_v6) in [
+                (named("::/1", 1), IdentityId(1 << 24 | 1)),
+                // Not in it: what the rule names goes on.
+                (known("::/16", Some(STRANGER_ID)), IdentityId(1 << 24 | 1)),
+            ] {
+                datapath.apply([closed(), prefix]);
+                for (own, other, identity) in [(db, outside, WORLD_V4), (db6, outside6, of_v6)] {
+                    let frame = syn(Ingress, (own, other), 80);
+                    assert!(!datapath.passes(Ingress, &frame.bytes()));
+                    let event = datapath.reported().remove(0);
+                    let ids = ends(Ingress, DB_ID, identity);
+                    let told = (event.source_identity, event.destination_identity);
+                    assert_eq!(told, ids, "{other}");
+                }
+            }
+        },
+    );
+}
+
 /// Exact before prefix of the mesh before prefix of a rule before the world of the family.
 #[test]
 fn identities_come_from_the_nearest_map() {

@@ -22,7 +22,10 @@ pub(crate) struct Aim {
 }
 
 pub(crate) fn aim(rng: &mut StdRng, world: &World) -> Aim {
-    let policies: Vec<_> = world.files.values().flatten().collect();
+    let mut policies: Vec<_> = world.files.values().flatten().collect();
+    if rng.random_bool(0.5) && policies.iter().any(|policy| is_rare(policy)) {
+        policies.retain(|policy| is_rare(policy));
+    }
     let mut aim = match policies.choose(rng) {
         Some(Policy::Cilium(policy)) => cilium(rng, world, policy),
         Some(Policy::Kubernetes(policy)) => kubernetes(rng, world, policy),
@@ -35,6 +38,27 @@ pub(crate) fn aim(rng: &mut StdRng, world: &World) -> Aim {
         aim.load = None;
     }
     aim
+}
+
+/// The entities that few policies name, and the kind that few policies are of.
+fn is_rare(policy: &Policy) -> bool {
+    let Policy::Cilium(policy) = policy else {
+        return true;
+    };
+    let mut rules = policy.spec.iter().chain(&policy.specs);
+    rules.any(|rule| {
+        let allows = [&rule.ingress, &rule.egress].into_iter();
+        let sections = allows.chain([&rule.ingress_deny, &rule.egress_deny]);
+        sections.flatten().flatten().any(names_a_node)
+    })
+}
+
+fn names_a_node(entry: &Entry) -> bool {
+    let Some(Peers::Entities(list)) = &entry.peers else {
+        return false;
+    };
+    let of_nodes = ["host", "remote-node", "kube-apiserver", "ingress", "health"];
+    list.iter().any(|entity| of_nodes.contains(entity))
 }
 
 fn cilium(rng: &mut StdRng, world: &World, policy: &CiliumPolicy) -> Aim {
@@ -60,7 +84,10 @@ fn cilium(rng: &mut StdRng, world: &World, policy: &CiliumPolicy) -> Aim {
         let entries = section.clone().unwrap_or_default();
         entries.into_iter().map(move |entry| (way, entry))
     };
-    let entries: Vec<_> = sections.into_iter().flat_map(entries).collect();
+    let mut entries: Vec<_> = sections.into_iter().flat_map(entries).collect();
+    if rng.random_bool(0.5) && entries.iter().any(|(_, entry)| names_a_node(entry)) {
+        entries.retain(|(_, entry)| names_a_node(entry));
+    }
     let Some((way, entry)) = entries.choose(rng) else {
         return Aim::default();
     };
@@ -110,7 +137,11 @@ fn kubernetes(rng: &mut StdRng, world: &World, policy: &NetworkPolicy) -> Aim {
         load: None,
     };
     let ports = entry.ports.as_deref().unwrap_or_default();
-    match ports.choose(rng) {
+    let absent = ports.iter().find(|port| port.port.is_none());
+    match absent
+        .filter(|_| rng.random_bool(0.7))
+        .or(ports.choose(rng))
+    {
         Some(port) => at_port(rng, world, target, port, &["TCP"]),
         None => target,
     }

@@ -16,7 +16,7 @@ use super::{
 use crate::lab::isolated;
 
 /// Worlds of a run, by default.
-const WORLDS: u64 = 14;
+const WORLDS: u64 = 26;
 const ROUNDS: usize = 5;
 /// New flows of a round.
 const PACKETS: usize = 450;

@@ -447,7 +447,7 @@ fn kubernetes_peer(rng: &mut StdRng) -> KubernetesPeer {
             expressions: vec![expression("team", Operator::In, &[team])],
         },
     };
-    match rng.random_range(0..5) {
+    match rng.random_range(0..6) {
         0..2 => KubernetesPeer::Block(block(rng)),
         2 => KubernetesPeer::Pods {
             pods: Some(kubernetes_pods(rng)),
@@ -469,5 +469,8 @@ fn kubernetes_port(rng: &mut StdRng) -> Port {
     port.protocol = *[None, None, Some("TCP"), Some("UDP"), Some("SCTP")]
         .choose(rng)
         .unwrap();
+    if rng.random_bool(0.3) {
+        (port.port, port.end) = (None, None);
+    }
     port
 }
