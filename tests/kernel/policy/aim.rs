@@ -140,7 +140,7 @@ fn kubernetes(rng: &mut StdRng, world: &World, policy: &NetworkPolicy) -> Aim {
     let absent = ports.iter().find(|port| port.port.is_none());
     match absent
         .filter(|_| rng.random_bool(0.7))
-        .or(ports.choose(rng))
+        .or_else(|| ports.choose(rng))
     {
         Some(port) => at_port(rng, world, target, port, &["TCP"]),
         None => target,
