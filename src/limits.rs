@@ -440,8 +440,6 @@ pub const MAP_BATCH_ENTRIES: u32 = 1 << 12;
 pub const MAP_SAMPLE_ENTRIES: usize = 1 << 16;
 /// How long a count of a map's rows is good enough for who asks again.
 pub const MAP_COUNT_INTERVAL: Duration = Duration::from_secs(10);
-/// Most bridges to guard; hosts have a handful.
-pub const MANAGED_BRIDGES_MAX: usize = 64;
 /// How often the maps are read back and compared.
 pub const MAP_VERIFY_INTERVAL: Duration = Duration::from_secs(300);
 /// Drop events kept for a slow subscriber; what the rate limit lets through of some sources.

@@ -9,6 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// A copy that is being written.
+const PART: &str = ".part";
+
 /// The directory of copies; each has the name of its file.
 #[derive(Debug)]
 pub(crate) struct Saved {
@@ -45,7 +48,7 @@ impl Saved {
 
     async fn write(&self, copy: &Path, text: &str) -> io::Result<()> {
         self.create().await?;
-        let part = self.dir.join(".part");
+        let part = self.dir.join(PART);
         tokio::fs::write(&part, text).await?;
         tokio::fs::File::open(&part).await?.sync_all().await?;
         tokio::fs::rename(&part, copy).await
@@ -61,7 +64,9 @@ impl Saved {
         let mut entries = tokio::fs::read_dir(&self.dir).await.ok()?;
         let mut texts = Vec::new();
         while let Ok(Some(entry)) = entries.next_entry().await {
-            if let Some(text) = self.last_good(&entry.path()).await {
+            // What was being written when a process ended is no version of anything.
+            let whole = entry.file_name() != PART;
+            if whole && let Some(text) = self.last_good(&entry.path()).await {
                 texts.push(text);
             }
         }
@@ -89,5 +94,19 @@ impl Saved {
                 tracing::error!(copy = %copy.display(), %error, "old copy could not be removed");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_copy_that_was_not_finished_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let saved = Saved::new(dir.path().to_owned());
+        saved.keep(Path::new("a.yaml"), "whole").await;
+        std::fs::write(dir.path().join(PART), "ha").unwrap();
+        assert_eq!(saved.all().await.unwrap(), ["whole"]);
     }
 }

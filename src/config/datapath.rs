@@ -1,15 +1,12 @@
-//! Flags of the kernel side: how programs are attached, how large their maps are, what they do with
-//! local traffic, and which bridges they guard.
+//! Flags of the kernel side: how programs are attached, how large their maps are, and what they do
+//! with local traffic.
 use std::fmt;
 
 use super::{Raw, parse_bool};
 use crate::limits::{
-    CONNTRACK_ENTRIES, FRAGMENTS_ENTRIES, IPCACHE_ENTRIES, MANAGED_BRIDGES_MAX, MAP_ENTRIES_MAX,
-    MAP_ENTRIES_MIN, POLICY_ENTRIES,
+    CONNTRACK_ENTRIES, FRAGMENTS_ENTRIES, IPCACHE_ENTRIES, MAP_ENTRIES_MAX, MAP_ENTRIES_MIN,
+    POLICY_ENTRIES,
 };
-
-/// Longest name of a network interface (`IFNAMSIZ` less its zero byte).
-const INTERFACE_NAME_BYTES_MAX: usize = 15;
 
 /// How programs get onto an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,8 +65,6 @@ pub struct Datapath {
     pub allow_localhost: bool,
     /// What policy would drop is reported and let pass.
     pub audit: bool,
-    /// Bridges whose ports are closed until an endpoint claims them; distinct names.
-    pub managed_bridges: Vec<String>,
 }
 
 /// The same, as flags; text, as `config` checks it.
@@ -78,7 +73,7 @@ pub struct DatapathArgs {
     /// How programs are attached: tcx, clsact for kernels before 6.6, or auto [default: auto].
     #[arg(long, value_name = "MODE", env = "TOMBOLO_ATTACH_MODE")]
     pub attach_mode: Option<String>,
-    /// Most tracked flows [default: 262144].
+    /// Most tracked flows of IPv4, and as many of IPv6 [default: 262144].
     #[arg(long, value_name = "COUNT", env = "TOMBOLO_BPF_CT_MAX")]
     pub bpf_ct_max: Option<String>,
     /// Most policy entries of all endpoints together [default: 1048576].
@@ -103,15 +98,11 @@ pub struct DatapathArgs {
         default_missing_value = "true"
     )]
     pub policy_audit_mode: Option<String>,
-    /// Bridges whose ports are closed until an endpoint claims them: names with commas between
-    /// [default: none].
-    #[arg(long, value_name = "NAMES", env = "TOMBOLO_MANAGED_BRIDGES")]
-    pub managed_bridges: Option<String>,
 }
 
 impl DatapathArgs {
     /// As [`super::Args::given`].
-    pub(super) const fn given(&self) -> [(&'static str, &Option<String>); 8] {
+    pub(super) const fn given(&self) -> [(&'static str, &Option<String>); 7] {
         [
             ("attach-mode", &self.attach_mode),
             ("bpf-ct-max", &self.bpf_ct_max),
@@ -120,7 +111,6 @@ impl DatapathArgs {
             ("bpf-fragments-max", &self.bpf_fragments_max),
             ("allow-localhost", &self.allow_localhost),
             ("policy-audit-mode", &self.policy_audit_mode),
-            ("managed-bridges", &self.managed_bridges),
         ]
     }
 }
@@ -151,9 +141,6 @@ impl Raw {
                 })
                 .unwrap_or(false),
             audit: self.parse("policy-audit-mode", parse_bool).unwrap_or(false),
-            managed_bridges: self
-                .parse("managed-bridges", interfaces)
-                .unwrap_or_default(),
         }
     }
 
@@ -167,46 +154,5 @@ impl Raw {
                 })
         };
         self.parse(key, parse).unwrap_or(default)
-    }
-}
-
-/// Names of interfaces with commas between; each counts once.
-fn interfaces(text: &str) -> Result<Vec<String>, String> {
-    let mut names = Vec::new();
-    for name in text.split(',').map(str::trim).filter(|n| !n.is_empty()) {
-        let bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
-        if name.len() > INTERFACE_NAME_BYTES_MAX || name.contains(bad) {
-            return Err(format!(
-                "{name:?} can't be an interface's name; those have at most \
-                 {INTERFACE_NAME_BYTES_MAX} bytes, no '/' and no blanks"
-            ));
-        }
-        if !names.iter().any(|known| known == name) {
-            names.push(name.to_owned());
-        }
-    }
-    if names.len() > MANAGED_BRIDGES_MAX {
-        return Err(format!("must be {MANAGED_BRIDGES_MAX} names at most"));
-    }
-    Ok(names)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bridges_are_names_that_an_interface_can_have() {
-        assert_eq!(interfaces("br0, docker0,,br0").unwrap(), ["br0", "docker0"]);
-        for text in ["a/b", "sixteen-bytes-xx", "a b", "a:1"] {
-            assert!(
-                interfaces(text).unwrap_err().contains("interface"),
-                "{text}"
-            );
-        }
-        let many: Vec<_> = (0..=MANAGED_BRIDGES_MAX)
-            .map(|n| format!("br{n}"))
-            .collect();
-        assert!(interfaces(&many.join(",")).is_err());
     }
 }

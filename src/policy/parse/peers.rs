@@ -1,4 +1,6 @@
 //! The L3 side of an entry: selectors, entities and CIDRs.
+use std::net::IpAddr;
+
 use super::{
     ParseError, Refusal,
     import::{Import, Unsupported},
@@ -199,5 +201,13 @@ fn prefix(at: &At<'_>, expected: &'static str) -> Result<IpPrefix, ParseError> {
     if !length.bytes().all(|b| b.is_ascii_digit()) {
         return Err(refused());
     }
-    text.parse().map_err(|_error| refused())
+    let prefix: IpPrefix = text.parse().map_err(|_error| refused())?;
+    match prefix.addr() {
+        // It would stand where the prefix of IPv4 does.
+        IpAddr::V6(addr) if addr.to_ipv4_mapped().is_some() => {
+            let expected = "a prefix of IPv4 or IPv6 (write ::ffff:192.0.2.0/120 as 192.0.2.0/24)";
+            Err(at.refuse(Refusal::value(text, expected)))
+        }
+        _ => Ok(prefix),
+    }
 }

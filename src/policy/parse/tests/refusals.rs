@@ -191,6 +191,7 @@ fn of_entries_and_peers() {
         ("{fromCIDR: [10.0.0.0/33]}", ".fromCIDR[0]", value),
         ("{fromCIDR: [10.0.0.0/+8]}", ".fromCIDR[0]", value),
         ("{fromCIDR: [10.0.0/8]}", ".fromCIDR[0]", value),
+        ("{fromCIDR: ['::ffff:10.0.0.0/104']}", ".fromCIDR[0]", value),
         ("{fromCIDR: [example.org]}", ".fromCIDR[0]", value),
         ("{fromCIDR: ['']}", ".fromCIDR[0]", value),
         (
