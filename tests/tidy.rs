@@ -110,6 +110,25 @@ fn modules_keep_to_their_borders() {
 }
 
 #[test]
+fn the_policy_evaluator_knows_nothing_of_the_code_under_test() {
+    let own = ["naive", "model", "coverage"].map(|f| format!("tests/kernel/policy/{f}.rs"));
+    let files = tracked();
+    assert!(
+        own.iter()
+            .all(|own| files.iter().any(|(path, _)| path == own))
+    );
+    let mut offenders = Vec::new();
+    for (path, text) in files.iter().filter(|(path, _)| own.contains(path)) {
+        for (number, line) in code(text) {
+            if ["tombolo", "street"].iter().any(|word| names(line, word)) {
+                offenders.push(format!("{path}:{number}: the evaluator must stand alone"));
+            }
+        }
+    }
+    report(&offenders);
+}
+
+#[test]
 fn open_ends_name_their_issue() {
     let marks = [
         concat!("TO", "DO"),
