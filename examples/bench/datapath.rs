@@ -35,12 +35,14 @@ use crate::{
 
 /// The workload and its port.
 const DATABASE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 1, 0, 2), 6379);
+/// Its number on this node.
+pub(crate) const DATABASE_ENDPOINT: EndpointId = EndpointId(1);
 /// The host's end of its veth.
 const INTERFACE: &str = "lxcdb";
 /// Of the packet that repeats, before it is each flow's.
 const CLIENT_PORT: u16 = 39_999;
 /// The first identities are of strangers, whom no policy names; the others are clients.
-const STRANGERS: u32 = 128;
+pub(crate) const STRANGERS: u32 = 128;
 /// The clients of flows that follow one another closely, and the first of their ports.
 const WARM: Flows = Flows {
     count: 1024,
@@ -291,7 +293,7 @@ impl Bench {
     }
 }
 
-fn options(bpffs: &Path) -> enforcer::Options {
+pub(crate) fn options(bpffs: &Path) -> enforcer::Options {
     enforcer::Options {
         bpf_root: bpffs.to_owned(),
         ..enforcer::Options::default()
@@ -305,7 +307,7 @@ fn enforce(bpffs: &Path, addresses: u32) -> Result<(Reconciler<Kernel>, u32)> {
     let (kernel, _, _) = Kernel::open(&options)?;
     let ifindex = kernel.ifindex(INTERFACE).context("find the veth")?;
     let mut reconciler = Reconciler::open(kernel, &options)?;
-    reconciler.apply(changes(addresses, max)?);
+    reconciler.apply(changes(POLICY, INTERFACE, addresses, max)?);
     let status = reconciler.status();
     let all = usize::try_from(addresses)?;
     ensure!(
@@ -318,8 +320,13 @@ fn enforce(bpffs: &Path, addresses: u32) -> Result<(Reconciler<Kernel>, u32)> {
     Ok((reconciler, ifindex))
 }
 
-/// What the agent would tell the enforcer of the policy, the workload and the peer.
-fn changes(addresses: u32, max: MaxClusters) -> Result<Vec<Change>> {
+/// What the agent would tell the enforcer of the policy, the workload behind `interface` and the peer.
+pub(crate) fn changes(
+    policy: &str,
+    interface: &str,
+    addresses: u32,
+    max: MaxClusters,
+) -> Result<Vec<Change>> {
     let cluster = ClusterId::new(EAST_ID, max).context("cluster id")?;
     let options = Options {
         cluster: WEST.parse()?,
@@ -340,11 +347,11 @@ fn changes(addresses: u32, max: MaxClusters) -> Result<Vec<Change>> {
     let file = Path::new("db.yaml");
     engine.set_policies(
         &Origin::File(file.to_owned()),
-        parse(POLICY, file)?,
+        parse(policy, file)?,
         &mut out,
     );
     let endpoint = EndpointEvent::Upsert(Arc::new(LocalEndpoint {
-        id: EndpointId(1),
+        id: DATABASE_ENDPOINT,
         identity: IdentityId((1 << 16) + 256),
         labels: Arc::new(Labels::parse(
             "k8s:app=db;k8s:io.cilium.k8s.policy.cluster=west;\
@@ -353,7 +360,7 @@ fn changes(addresses: u32, max: MaxClusters) -> Result<Vec<Change>> {
         namespace: "default".into(),
         name: "db".into(),
         addresses: vec![(*DATABASE.ip()).into()],
-        interface: Some(INTERFACE.into()),
+        interface: Some(interface.into()),
         named_ports: Vec::new(),
         audit: false,
     }));

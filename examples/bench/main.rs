@@ -20,6 +20,7 @@ mod agent;
 mod datapath;
 mod fanout;
 mod figure;
+mod firewall;
 mod mesh;
 mod peers;
 mod policy;
@@ -29,6 +30,7 @@ mod ranges;
 mod raw;
 mod scale;
 mod store;
+mod traffic;
 mod world;
 
 /// Figures of a release build, beside etcd's and an empty program's.
@@ -72,6 +74,8 @@ enum Group {
     Policy,
     /// The policy programs on made-up packets
     Datapath,
+    /// The same policy as ours, as nftables and as iptables, on the same veths
+    Firewall,
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,6 +94,15 @@ enum Part {
     /// (child) print what an entry of the policy engine takes
     #[command(hide = true)]
     PolicyMemory,
+    /// (child) answer the traffic that firewalls are compared with
+    #[command(hide = true)]
+    TrafficServer,
+    /// (child) load that server
+    #[command(hide = true)]
+    Traffic {
+        load: traffic::Load,
+        server: std::net::IpAddr,
+    },
     /// (child) wait for the last key in the cache at the URL
     #[command(hide = true)]
     Read {
@@ -136,6 +149,8 @@ fn run(args: &Args) -> Result<ExitCode> {
             cache,
             addresses,
         }) => runtime.block_on(mesh::read(certs, cache, *addresses))?,
+        Some(Part::TrafficServer) => traffic::serve()?,
+        Some(Part::Traffic { load, server }) => traffic::load(*load, *server)?,
         Some(Part::PolicyMemory) => policy::memory()?,
         None => measure(&runtime, &args.options)?,
     }
@@ -177,6 +192,7 @@ fn measure(runtime: &tokio::runtime::Runtime, options: &Options) -> Result<()> {
             Group::Mesh => mesh::measure(runtime, options.quick),
             Group::Policy => policy::measure(options.quick),
             Group::Datapath => datapath::measure(options.quick),
+            Group::Firewall => firewall::measure(options.quick),
         };
         for figure in figures.with_context(|| format!("measure {group:?}"))? {
             println!("{}", figure.row());
