@@ -138,10 +138,9 @@ fn kubernetes(rng: &mut StdRng, world: &World, policy: &NetworkPolicy) -> Aim {
     };
     let ports = entry.ports.as_deref().unwrap_or_default();
     let absent = ports.iter().find(|port| port.port.is_none());
-    match absent
-        .filter(|_| rng.random_bool(0.7))
-        .or_else(|| ports.choose(rng))
-    {
+    let absent = absent.filter(|_| rng.random_bool(0.7));
+    let any = ports.choose(rng);
+    match absent.or(any) {
         Some(port) => at_port(rng, world, target, port, &["TCP"]),
         None => target,
     }
