@@ -129,7 +129,7 @@ impl Bench {
                 Delta::Identity { id, labels: None } => {
                     self.identities.remove(&id);
                 }
-                Delta::Synced { .. } | Delta::Removed { .. } => {}
+                Delta::NamedPorts { .. } | Delta::Synced { .. } | Delta::Removed { .. } => {}
             }
         }
     }
