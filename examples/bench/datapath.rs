@@ -62,20 +62,27 @@ const STRIDE: u32 = 7_919;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-const POLICY: &str = "
+/// The ports that the clients may use, as a policy lists them.
+const PORTS: &str = "[{port: \"6379\", protocol: TCP}]";
+
+fn policy(ports: &str) -> String {
+    format!(
+        "
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
-metadata: {name: db, namespace: default}
+metadata: {{name: db, namespace: default}}
 spec:
-  endpointSelector: {matchLabels: {app: db}}
+  endpointSelector: {{matchLabels: {{app: db}}}}
   ingress:
   - fromEndpoints:
     - matchLabels:
         app: client
         io.cilium.k8s.policy.cluster: east
         k8s:io.kubernetes.pod.namespace: shop
-    toPorts: [{ports: [{port: \"6379\", protocol: TCP}]}]
-";
+    toPorts: [{{ports: {ports}}}]
+"
+    )
+}
 
 /// Ethernet, IPv4 and TCP headers.
 type Packet = [u8; 54];
@@ -307,7 +314,7 @@ fn enforce(bpffs: &Path, addresses: u32) -> Result<(Reconciler<Kernel>, u32)> {
     let (kernel, _, _) = Kernel::open(&options)?;
     let ifindex = kernel.ifindex(INTERFACE).context("find the veth")?;
     let mut reconciler = Reconciler::open(kernel, &options)?;
-    reconciler.apply(changes(POLICY, INTERFACE, addresses, max)?);
+    reconciler.apply(changes(PORTS, INTERFACE, addresses, max)?);
     let status = reconciler.status();
     let all = usize::try_from(addresses)?;
     ensure!(
@@ -322,7 +329,7 @@ fn enforce(bpffs: &Path, addresses: u32) -> Result<(Reconciler<Kernel>, u32)> {
 
 /// What the agent would tell the enforcer of the policy, the workload behind `interface` and the peer.
 pub(crate) fn changes(
-    policy: &str,
+    ports: &str,
     interface: &str,
     addresses: u32,
     max: MaxClusters,
@@ -347,7 +354,7 @@ pub(crate) fn changes(
     let file = Path::new("db.yaml");
     engine.set_policies(
         &Origin::File(file.to_owned()),
-        parse(policy, file)?,
+        parse(&policy(ports), file)?,
         &mut out,
     );
     let endpoint = EndpointEvent::Upsert(Arc::new(LocalEndpoint {

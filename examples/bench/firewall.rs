@@ -28,25 +28,9 @@ const VERDICTS: [&str; 2] = ["111010", "000000"];
 /// A client ends by itself after a second and a tenth.
 const LOAD_LIMIT: Duration = Duration::from_secs(20);
 
-const POLICY: &str = "
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: db, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {app: db}}
-  ingress:
-  - fromEndpoints:
-    - matchLabels:
-        app: client
-        io.cilium.k8s.policy.cluster: east
-        k8s:io.kubernetes.pod.namespace: shop
-    toPorts:
-    - ports:
-      - {port: \"6379\", protocol: TCP}
-      - {port: \"6380\", protocol: TCP}
-      - {port: \"6381\", protocol: TCP}
-      - {port: \"7000\", protocol: UDP}
-";
+/// Where the server may be asked.
+const PORTS: &str = "[{port: \"6379\", protocol: TCP}, {port: \"6380\", protocol: TCP}, \
+                     {port: \"6381\", protocol: TCP}, {port: \"7000\", protocol: UDP}]";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -192,7 +176,7 @@ impl Firewall {
         let (kernel, ..) = Kernel::open(&options)?;
         let mut reconciler = Reconciler::open(kernel, &options)?;
         let interface = &street.database.interface;
-        let changes = datapath::changes(POLICY, interface, addresses, max)?;
+        let changes = datapath::changes(PORTS, interface, addresses, max)?;
         // What goes with the workload; the addresses stay.
         let of_workload = |c: &&Change| {
             matches!(
